@@ -1,0 +1,72 @@
+"""From raw columns and what a card or file says to a `Dataset`."""
+
+import torch
+
+from bench.data import envs
+from bench.data.dataset import Dataset, fingerprint, statistics
+from bench.data.raw import Raw, warn
+from bench.data.card import Reference
+from bench.data.reference import d4rl_horizon, d4rl_reference
+from bench.data.transitions import to_transitions
+
+
+def to_dataset(
+    raw: Raw,
+    *,
+    name: str | None,
+    label: str,
+    strict: bool = False,
+    family: str | None = None,
+    horizon: int | None = None,
+    reference: Reference | None = None,
+    minari: bool = False,
+) -> Dataset:
+    """Check and convert `raw`. Without a `name` it becomes '<label>-<fingerprint[:8]>'.
+
+    `family`, `horizon` and `reference` come from a card; without them they follow from the
+    environment id (D4RL's published references, where they apply). `strict` turns the warnings
+    about clipped actions and about guessed episode ends into errors.
+    """
+    info = _environment(raw)
+    transitions, spec, counts = to_transitions(raw, info, strict=strict)
+    family = family or envs.family(raw.env_id)
+    horizon = horizon or raw.max_episode_steps or d4rl_horizon(family)
+    reference = reference or d4rl_reference(raw.env_id, family, horizon, minari=minari)
+    digest = fingerprint(transitions)
+    return Dataset(
+        name=name or f"{label}-{digest[:8]}",
+        transitions=transitions,
+        env_id=raw.env_id if info else None,
+        horizon=horizon,
+        fingerprint=digest,
+        reference=reference and (reference.random, reference.expert),
+        reference_source=reference and reference.source,
+        discrete=spec.n is not None,
+        action_low=None if spec.low is None else torch.tensor(spec.low),
+        action_high=None if spec.high is None else torch.tensor(spec.high),
+        n_actions=spec.n,
+        family=family,
+        stats=statistics(transitions, counts),
+        recorded_env_id=raw.env_id,
+    )
+
+
+def _environment(raw: Raw) -> envs.EnvInfo | None:
+    """What gymnasium says, or None with a warning that evaluation is impossible."""
+    if raw.env_id is None:
+        warn(
+            raw.source,
+            "names no environment, so runs on it cannot be evaluated; give one with --env-id",
+        )
+        return None
+    try:
+        return envs.describe(raw.env_id)
+    except envs.EnvUnavailable as error:
+        extra = envs.ELSEWHERE.match(raw.env_id)
+        hint = "install gymnasium-robotics" if extra else "give a version that runs with --env-id"
+        warn(
+            raw.source,
+            f"environment {raw.env_id} cannot be made here ({error}), so runs on it "
+            f"cannot be evaluated; {hint}",
+        )
+        return None

@@ -1,0 +1,140 @@
+"""What a recipe is, and how recipes are found: one module per algorithm in ``bench/recipes``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from bench.engine.agent import Agent
+from bench.engine.sampling import Sampler
+from bench.errors import ConfigError
+from rlobj.specs import Bounded
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a network builder needs to know of the data: sizes and bounds.
+
+    ``max_timestep`` is the longest episode, for sequence models.
+    """
+
+    observation: int
+    action: Bounded
+    max_timestep: int = 1000
+    mean: Tensor | None = None  # observation normalisation, part of the policy
+    std: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An algorithm as the benchmark runs it.
+
+    Args:
+        name, label: how it is asked for, and its usual name in tables.
+        paper: citation of the defaults.
+        hyper: frozen dataclass of hyper-parameters; its defaults are the paper's.
+        build: networks, loss and phases from hyper-parameters and a problem.
+        table: the training table from hyper-parameters and a dataset's transitions (reward
+            scaling, filtering); observations are normalised by the runner where ``normalize``.
+        sampler: minibatches from the table.
+        quick: hyper-parameters that differ in the quick profile.
+        overrides: ``(dataset pattern, hyper-parameters)``, applied in order.
+        sequence: the policy sees the episode so far (Decision Transformer).
+        offline: False for algorithms that only train in an environment.
+    """
+
+    name: str
+    label: str
+    paper: str
+    hyper: type
+    build: Callable[[Any, Problem], Agent]
+    table: Callable[[Any, TensorDict], TensorDict]
+    sampler: Callable[[Any, TensorDict, torch.device], Sampler]
+    quick: Mapping[str, Any]
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    steps: int = 1_000_000
+    quick_steps: int = 20_000
+    sequence: bool = False
+    offline: bool = True
+
+    def hyperparameters(
+        self, names: tuple[str, ...], profile: str, settings: Mapping[str, str]
+    ) -> Any:
+        """Resolved hyper-parameters: defaults, then overrides of the dataset (matched by any of
+        its ``names``: id and family aliases), then the profile, then ``--set``."""
+        chosen: dict[str, Any] = {}
+        for pattern, values in self.overrides:
+            if any(fnmatch.fnmatch(n, pattern) for n in names):
+                chosen.update(values)
+        if profile == "quick":
+            chosen.update(self.quick)
+        chosen.update(_parse(self, settings))
+        return dataclasses.replace(self.hyper(), **chosen)
+
+
+def _parse(recipe: Recipe, settings: Mapping[str, str]) -> dict[str, Any]:
+    fields = {f.name: f for f in dataclasses.fields(recipe.hyper)}
+    defaults = recipe.hyper()
+    parsed = {}
+    for key, text in settings.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 3)
+            hint = f"; did you mean {', '.join(near)}?" if near else f": it has {', '.join(fields)}"
+            raise ConfigError(f"--set {key}: {recipe.name} has no such hyper-parameter{hint}")
+        parsed[key] = _value(recipe, key, text, getattr(defaults, key))
+    return parsed
+
+
+def _value(recipe: Recipe, key: str, text: str, default: Any) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, int):
+            return int(text)
+        if isinstance(default, float):
+            return float(text)
+        if isinstance(default, tuple):
+            kind = type(default[0]) if default else float
+            return tuple(kind(part) for part in text.split(",") if part)
+        return text
+    except (ValueError, KeyError):
+        wanted = type(default).__name__
+        raise ConfigError(f"--set {key}={text}: {recipe.name} wants a {wanted} there") from None
+
+
+@cache
+def recipe_names() -> tuple[str, ...]:
+    """Names of all recipes, by file name."""
+    import bench.recipes
+
+    return tuple(sorted(m.name
+        for m in pkgutil.iter_modules(bench.recipes.__path__)
+        if not m.name.startswith("_")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises ConfigError with the nearest names."""
+    if name not in recipe_names():
+        near = difflib.get_close_matches(name, recipe_names(), 3) or recipe_names()
+        raise ConfigError(f"unknown algorithm {name!r}: did you mean {', '.join(near)}?")
+    return importlib.import_module(f"bench.recipes.{name}").RECIPE
+
+
+def expand_algorithms(patterns: list[str]) -> list[Recipe]:
+    """Recipes for names and globs, in the order asked for, each once."""
+    names: list[str] = []
+    for pattern in patterns:
+        found = fnmatch.filter(recipe_names(), pattern)
+        names += found or [pattern]
+    return [load_recipe(n) for n in dict.fromkeys(names)]

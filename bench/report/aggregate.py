@@ -1,0 +1,283 @@
+"""From runs to cells: which seeds may be averaged together, and what the reader must be told.
+
+Seeds share a cell only when algorithm, dataset, environment, unit, profile, number of steps and
+configuration are the same. Whatever differs becomes a row of its own, and its label says how.
+Only finished seeds count in a mean; the others are counted beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from bench.report import stats
+from bench.report.collect import Collection, Run
+
+QUICK = "quick profile: not the paper's protocol"
+MAX_SUFFIX_KEYS = 3  # more differing hyperparameters than this are named by the config's hash
+
+RowKey = tuple[str, str, int | None, str]  # algorithm, profile, steps, variant
+ColumnKey = tuple[str, str | None, str]  # dataset, environment, unit
+
+
+@dataclass(frozen=True)
+class Row:
+    key: RowKey
+    label: str
+
+    @property
+    def quick(self) -> bool:
+        return self.key[1] == "quick"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One dataset; ``reference`` is the mean return of its own episodes, in ``unit``."""
+
+    key: ColumnKey
+    title: str
+    reference: float | None
+    decimals: int
+
+    @property
+    def unit(self) -> str:
+        return self.key[2]
+
+
+@dataclass
+class Cell:
+    """The seeds of one row on one dataset."""
+
+    runs: list[Run]
+    rank: int | None = None
+    bold: bool = False
+
+    @cached_property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.finished]
+
+    @property
+    def n(self) -> int:
+        return len(self.finished)
+
+    @cached_property
+    def mean(self) -> float:
+        return stats.mean([run.final for run in self.finished])
+
+    @cached_property
+    def interval(self) -> stats.Interval:
+        return stats.t_interval([run.final for run in self.finished])
+
+    def missing(self) -> str:
+        """The seeds that do not count, by state: '1 diverged, 2 running'; '' for none."""
+        states = Counter(
+            "without a score" if run.state == "done" else run.state
+            for run in self.runs
+            if not run.finished
+        )
+        return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The table: ``cells[row.key, column.key]``; a pair without runs has no cell."""
+
+    rows: list[Row]
+    columns: list[Column]
+    cells: dict[tuple[RowKey, ColumnKey], Cell]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def quick(self) -> bool:
+        return any(row.quick for row in self.rows)
+
+    def column_cells(self, column: Column) -> list[tuple[Row, Cell]]:
+        return [
+            (row, self.cells[row.key, column.key])
+            for row in self.rows
+            if (row.key, column.key) in self.cells
+        ]
+
+
+def summarise(collection: Collection) -> Summary:
+    """Group, rank and annotate the runs of ``collection``."""
+    runs = collection.runs
+    variants = _variants(runs)
+    cells: dict[tuple[RowKey, ColumnKey], Cell] = {}
+    for run in runs:
+        row = (run.algorithm, run.profile, run.steps, variants[id(run)])
+        cells.setdefault((row, _column_key(run)), Cell([])).runs.append(run)
+    rows = _rows(runs, {row for row, _ in cells})
+    columns = _columns(runs, cells)
+    for column in columns:
+        _rank([cell for (_, key), cell in cells.items() if key == column.key])
+    notes = [*_notes(runs, rows, cells), *collection.problems]
+    return Summary(rows, columns, cells, notes)
+
+
+def _column_key(run: Run) -> ColumnKey:
+    return run.dataset, run.env, run.unit
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+def _variants(runs: list[Run]) -> dict[int, str]:
+    """For each run (by ``id``) what sets its configuration apart from others of its algorithm on
+    the same dataset; '' where nothing does."""
+    by_algorithm = defaultdict(list)
+    for run in runs:
+        by_algorithm[run.algorithm].append(run)
+    names: dict[int, str] = {}
+    for group in by_algorithm.values():
+        names |= _algorithm_variants(group)
+    return names
+
+
+def _algorithm_variants(runs: list[Run]) -> dict[int, str]:
+    places: dict[object, dict[str, Run]] = defaultdict(dict)
+    for run in runs:
+        places[_column_key(run), run.profile, run.steps][run.config] = run
+    clashes = [list(configs.values()) for configs in places.values() if len(configs) > 1]
+    if not clashes:
+        return dict.fromkeys(map(id, runs), "")
+    keys = sorted({key for group in clashes for key in _differing(group)})
+    by_value = {id(run): _spell(run, keys) for run in runs}
+    distinct = all(len({_spell(run, keys) for run in group}) == len(group) for group in clashes)
+    if distinct and len(keys) <= MAX_SUFFIX_KEYS:
+        return by_value
+    clashing = {run.config for group in clashes for run in group}
+    return {id(run): f"config {run.config}" if run.config in clashing else "" for run in runs}
+
+
+def _differing(group: list[Run]) -> set[str]:
+    keys = {key for run in group for key in run.features}
+    return {key for key in keys if len({repr(run.features.get(key)) for run in group}) > 1}
+
+
+def _spell(run: Run, keys: list[str]) -> str:
+    return ", ".join(f"{key}={run.features.get(key)}" for key in keys)
+
+
+def _rows(runs: list[Run], keys: Iterable[RowKey]) -> list[Row]:
+    names = {run.algorithm: run.label for run in runs}
+    shared = {label for label, count in Counter(names.values()).items() if count > 1}
+    profiles = {run.profile for run in runs}
+    steps = {run.steps for run in runs}
+    rows = []
+    for key in sorted(keys, key=lambda k: (names[k[0]].casefold(), k[0], k[1], k[2] or 0, k[3])):
+        suffix = [
+            key[0] if names[key[0]] in shared else "",
+            f"{key[1]} profile" if len(profiles) > 1 else "",
+            spell_steps(key[2]) if len(steps) > 1 else "",
+            key[3],
+        ]
+        words = ", ".join(word for word in suffix if word)
+        rows.append(Row(key, names[key[0]] + (f" ({words})" if words else "")))
+    return rows
+
+
+def spell_steps(steps: int | None) -> str:
+    """'1M steps', '10k steps', '1500 steps'."""
+    if steps is None:
+        return "unknown steps"
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if steps >= size and steps % (size // 10) == 0:
+            return f"{steps / size:g}{letter} steps"
+    return f"{steps} steps"
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+def _columns(runs: list[Run], cells: dict[tuple[RowKey, ColumnKey], Cell]) -> list[Column]:
+    keys = sorted({_column_key(run) for run in runs}, key=lambda k: (k[0], k[1] or "", k[2]))
+    repeated = {name for name, count in Counter(k[0] for k in keys).items() if count > 1}
+    columns = []
+    for key in keys:
+        title = f"{key[0]} [{key[1]}, {key[2]}]" if key[0] in repeated else key[0]
+        own = [run for run in runs if _column_key(run) == key]
+        values = {run.dataset_return for run in own if run.dataset_return is not None}
+        reference = values.pop() if len(values) == 1 else None
+        means = [abs(c.mean) for (_, k), c in cells.items() if k == key and c.n]
+        columns.append(Column(key, title, reference, _decimals(key[2], means)))
+    return columns
+
+
+def _decimals(unit: str, means: list[float]) -> int:
+    largest = max(means, default=100.0)
+    if unit == "normalized" or largest >= 10:
+        return 1
+    return 2 if largest >= 1 else 3
+
+
+def _rank(cells: list[Cell]) -> None:
+    """Ranks by mean (equal means share one). Bold: the best, where its interval leaves out the
+    runner-up's mean."""
+    ranked = sorted((cell for cell in cells if cell.n), key=lambda cell: -cell.mean)
+    for cell in ranked:
+        cell.rank = 1 + sum(other.mean > cell.mean for other in ranked)
+    if len(ranked) > 1:
+        ranked[0].bold = ranked[0].interval[0] > ranked[1].mean  # False for n = 1: nan
+
+
+# -- notes ---------------------------------------------------------------------------------------
+
+
+def _notes(
+    runs: list[Run], rows: list[Row], cells: dict[tuple[RowKey, ColumnKey], Cell]
+) -> list[str]:
+    notes = []
+    quick = [row.label for row in rows if row.quick]
+    if quick:
+        notes.append(QUICK + ("" if len(quick) == len(rows) else f" ({', '.join(quick)})"))
+    other = {r.label for r in runs if r.profile != "quick" and r.paper_protocol is False}
+    if other:
+        notes.append(f"not the paper's protocol (settings were changed): {_list(other)}")
+    left = Counter(run.state for run in runs if run.state != "done")
+    if left:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
+        notes.append(
+            f"{left.total()} of {len(runs)} runs are not finished and in no mean: {states}"
+        )
+    unscored = sum(r.state == "done" and not math.isfinite(r.final) for r in runs)
+    if unscored:
+        notes.append(f"{unscored} finished runs have no finite score and are in no mean")
+    single = sum(cell.n == 1 for cell in cells.values())
+    if single:
+        notes.append(f"{single} of {len(cells)} cells rest on one seed (n=1): no interval")
+    return [*notes, *_mixtures(runs)]
+
+
+def _mixtures(runs: list[Run]) -> list[str]:
+    notes = []
+    commits = {commit for run in runs for commit in run.commits}
+    if len(commits) > 1:
+        short = {commit[:10] for commit in commits}
+        notes.append(f"mixed git commits: {_list(short)}")
+    versions = defaultdict(set)
+    for run in runs:
+        for package, version in run.versions:
+            versions[package].add(version)
+    mixed = [f"{p} {_list(v)}" for p, v in sorted(versions.items()) if len(v) > 1]
+    if mixed:
+        notes.append(f"mixed versions: {'; '.join(mixed)}")
+    prints = defaultdict(set)
+    for run in runs:
+        if run.fingerprint:
+            prints[run.dataset].add(run.fingerprint[:12])
+    for dataset, found in sorted(prints.items()):
+        if len(found) > 1:
+            notes.append(
+                f"{dataset}: mixed dataset fingerprints ({_list(found)}): not the same data"
+            )
+    return notes
+
+
+def _list(names: Iterable[str], most: int = 6) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more

@@ -1,0 +1,230 @@
+"""Read run folders into plain records. Nothing is dropped in silence: what cannot be read or is
+not chosen is named in a note, and what is unfinished stays with its state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.errors import RunError
+from bench.store import iter_runs, read_json
+
+MAKE_RUNS = "bench run --algo td3_bc --dataset 'lite/*'"
+SCORE_COLUMNS = ["step", "episode", "return", "length", "normalized_score"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed: who it is, how it stands, and its learning curve (mean of each evaluation)."""
+
+    path: Path
+    algorithm: str
+    label: str
+    config: str
+    dataset: str
+    env: str | None
+    seed: int
+    steps: int | None
+    profile: str
+    unit: str
+    state: str
+    reason: str | None
+    curve_steps: np.ndarray = field(repr=False)  # int64 [k]
+    curve: np.ndarray = field(repr=False)  # float64 [k], in ``unit``
+    dataset_return: float | None = None  # mean return of the data, in ``unit``
+    features: dict[str, Any] = field(default_factory=dict, repr=False)
+    fingerprint: str | None = None
+    commits: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+    paper_protocol: bool | None = None
+
+    @property
+    def final(self) -> float:
+        """Mean of the last evaluation; nan where there is none."""
+        return float(self.curve[-1]) if len(self.curve) else math.nan
+
+    @property
+    def last10(self) -> float:
+        """Mean over the last ten evaluations (fewer where there are fewer)."""
+        return float(self.curve[-10:].mean()) if len(self.curve) else math.nan
+
+    @property
+    def best(self) -> float:
+        """The best evaluation: optimistic, since it is chosen after the fact."""
+        return float(np.max(self.curve)) if len(self.curve) else math.nan
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run counts in means: it reached its last step and has a score there."""
+        return self.state == "done" and math.isfinite(self.final)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The chosen runs and what the reader of any table of them must know."""
+
+    runs: list[Run]
+    problems: list[str]
+
+
+def collect(
+    out: Path,
+    *,
+    algos: Iterable[str] | None = None,
+    datasets: Iterable[str] | None = None,
+) -> Collection:
+    """Every readable run under ``out`` whose algorithm and dataset match one of the globs.
+
+    Raises RunError where there is nothing to show, with the command that makes runs.
+    """
+    folders = list(iter_runs(out))
+    if not folders:
+        what = "holds no runs" if Path(out).is_dir() else "does not exist"
+        raise RunError(f"{out}: {what}; make some with: {MAKE_RUNS} --out {out}")
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(read_run(out, folder))
+        except RunError as error:
+            problems.append(f"left out: {error}")
+    if not runs:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RunError(f"{out}: no run folder can be read; {problems[0]}{more}")
+    chosen = [
+        run
+        for run in runs
+        if _matches((run.algorithm, run.label), algos) and _matches((run.dataset,), datasets)
+    ]
+    if not chosen:
+        have = sorted({f"{run.algorithm} on {run.dataset}" for run in runs})
+        raise RunError(f"{out}: no run matches; there is {', '.join(have[:8])}")
+    return Collection(chosen, problems)
+
+
+def _matches(names: tuple[str, ...], globs: Iterable[str] | None) -> bool:
+    if globs is None:
+        return True
+    patterns = [g.lower() for g in globs]
+    return any(fnmatchcase(name.lower(), glob) for name in names for glob in patterns)
+
+
+def read_run(out: Path, folder: Path) -> Run:
+    """One seed folder. Raises RunError naming file and key for what is damaged or was edited."""
+    path = folder / "config.json"
+    config = read_json(path)
+    dataset, algo, hash_, seed = _identity(path, config, Path(out))
+    status = read_json(folder / "status.json") if (folder / "status.json").exists() else {}
+    unit = _get(path, config, "unit", str)
+    if unit not in ("normalized", "return"):
+        raise RunError(f"{path}: 'unit' is {unit!r}, not 'normalized' or 'return'; restore it")
+    data = _get(path, config, "data", dict, {})
+    steps, curve = read_curve(folder / "scores.csv", unit)
+    legs = [config, *_get(path, config, "resumed_with", list, [])]
+    hyper = _get(path, config, "hyperparameters", dict, {})
+    fingerprint = data.get("fingerprint")
+    horizon = {"horizon": config["horizon"]} if config.get("horizon") is not None else {}
+    return Run(
+        path=folder,
+        algorithm=algo,
+        label=_get(path, config, "label", str, algo),
+        config=hash_,
+        dataset=dataset,
+        env=_get(path, config, "env_id", str, None),
+        seed=seed,
+        steps=_get(folder / "status.json", status, "steps", int, None),
+        profile=_get(path, config, "profile", str),
+        unit=unit,
+        state=_get(folder / "status.json", status, "state", str, "unknown"),
+        reason=_get(folder / "status.json", status, "reason", str, None),
+        curve_steps=steps,
+        curve=curve,
+        dataset_return=_dataset_return(path, config, data, unit),
+        features={**hyper, **horizon, "data": str(fingerprint)[:8]},
+        fingerprint=fingerprint,
+        commits=tuple(str(leg["git_commit"]) for leg in legs if leg.get("git_commit")),
+        versions=tuple(
+            sorted({(k, str(v)) for leg in legs for k, v in (leg.get("versions") or {}).items()})
+        ),
+        paper_protocol=_get(path, config, "protocol", dict, {}).get("paper_protocol"),
+    )
+
+
+_REQUIRED = object()
+
+
+def _get(
+    path: Path, content: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED
+) -> Any:
+    value = content.get(key)
+    if value is None and default is not _REQUIRED:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RunError(
+            f"{path}: {key!r} is {value!r}, not {kind.__name__}; restore it or delete its folder"
+        )
+    return value
+
+
+def _identity(path: Path, config: dict[str, Any], out: Path) -> tuple[str, str, str, int]:
+    """(dataset, algorithm, config, seed): the folder says it, config.json must agree."""
+    *dataset, algo, hash_, seed = path.parent.relative_to(out / "runs").parts
+    there: dict[str, Any] = {
+        "dataset": "/".join(dataset),
+        "algorithm": algo,
+        "config": hash_,
+        "seed": int(seed.removeprefix("seed-")),
+    }
+    for key, expected in there.items():
+        value = _get(path, config, key, type(expected))
+        if value != expected:
+            raise RunError(
+                f"{path}: {key!r} is {value!r} but the folder says {expected!r}; "
+                "the file was edited or moved: restore it or delete its folder"
+            )
+    return there["dataset"], algo, hash_, there["seed"]
+
+
+def _dataset_return(
+    path: Path, config: dict[str, Any], data: dict[str, Any], unit: str
+) -> float | None:
+    """The mean return of the episodes in the data, in ``unit``."""
+    value = (data.get("stats") or {}).get("return_mean")
+    if value is None or not math.isfinite(value):
+        return None
+    if unit == "return":
+        return float(value)
+    random, expert = _get(path, config, "reference", list)
+    return 100 * (float(value) - random) / (expert - random)
+
+
+def read_curve(path: Path, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps int64 [k], mean per evaluation float64 [k]) of scores.csv; empty where it is missing.
+
+    A torn last line (the run is being written) is left out.
+    """
+    if not path.exists():
+        return np.empty(0, np.int64), np.empty(0)
+    import pandas as pd
+
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]
+    if not content:
+        return np.empty(0, np.int64), np.empty(0)
+    try:
+        table = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
+        if list(table.columns) != SCORE_COLUMNS:
+            raise ValueError(f"its columns are {', '.join(map(str, table.columns))}")
+        step = table["step"].to_numpy(np.int64)
+        name = "normalized_score" if unit == "normalized" else "return"
+        score = table[name].to_numpy(np.float64)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged ({error}); restore it or delete its folder") from error
+    steps, index, count = np.unique(step, return_inverse=True, return_counts=True)
+    return steps, np.bincount(index, weights=score, minlength=len(steps)) / count

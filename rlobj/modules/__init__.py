@@ -1,0 +1,28 @@
+"""Networks, actors and distributions that the losses' examples use."""
+
+from tensordict.nn import NormalParamExtractor
+
+from rlobj.modules.actors import MLP, Actor, ProbabilisticActor, SafeModule, ValueOperator
+from rlobj.modules.distributions import (
+    Delta,
+    Dropout,
+    IndependentNormal,
+    TanhDelta,
+    TanhNormal,
+    rsample_and_log_prob,
+)
+
+__all__ = [
+    "MLP",
+    "Actor",
+    "Delta",
+    "Dropout",
+    "IndependentNormal",
+    "NormalParamExtractor",
+    "ProbabilisticActor",
+    "SafeModule",
+    "TanhDelta",
+    "TanhNormal",
+    "ValueOperator",
+    "rsample_and_log_prob",
+]

@@ -1,0 +1,168 @@
+"""What losses and training scripts share: value-estimator names, distances, target updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+
+class ValueEstimators(Enum):
+    """The value estimators a loss can be asked for, with upstream's descriptions as values."""
+
+    TD0 = "Bootstrapped TD (1-step return)"
+
+
+_ALIASES = {"td0": ValueEstimators.TD0}
+
+
+def value_type_of(name: ValueEstimators | str) -> ValueEstimators:
+    """The enum member for a member or a string alias (case-insensitive).
+
+    Raises:
+        KeyError: on an unknown alias.
+    """
+    return name if isinstance(name, ValueEstimators) else _ALIASES[name.lower()]
+
+
+def default_value_kwargs(value_type: ValueEstimators) -> dict:
+    """Default hyper-parameters of a value estimator."""
+    if value_type is ValueEstimators.TD0:
+        return {"gamma": 0.99, "differentiable": True}
+    raise NotImplementedError(f"no default hyper-parameters for {value_type}")
+
+
+_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+
+
+def distance_loss(v1: Tensor, v2: Tensor, loss_function: str, strict_shape: bool = True) -> Tensor:
+    """Element-wise distance, ``loss_function`` one of ``"l1"``, ``"l2"``, ``"smooth_l1"``.
+
+    Raises:
+        RuntimeError: when the shapes differ and ``strict_shape``.
+        NotImplementedError: on an unknown loss function.
+    """
+    if v1.shape != v2.shape and strict_shape:
+        raise RuntimeError(f"the distance compares shapes {v1.shape} and {v2.shape}: make them one")
+    if loss_function not in _DISTANCES:
+        raise NotImplementedError(
+            f"unknown loss {loss_function!r}: choose one of {sorted(_DISTANCES)}"
+        )
+    return _DISTANCES[loss_function](v1, v2, reduction="none")
+
+
+@contextmanager
+def hold_out_net(network: nn.Module) -> Iterator[None]:
+    """Freeze a network inside the block: its parameters collect no gradient there."""
+    params = [p for p in network.parameters() if p.requires_grad]
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
+class hold_out_params:  # noqa: N801 - upstream's name
+    """``with hold_out_params(params) as frozen``: a detached view of parameters."""
+
+    def __init__(self, params: TensorDictBase) -> None:
+        self.params = params
+
+    def __enter__(self) -> TensorDict:
+        return self.params.data
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+class TargetNetUpdater:
+    """Moves every ``target_<net>_params`` of a loss towards ``<net>_params``.
+
+    Building an updater copies the online parameters into the targets.
+
+    Raises:
+        NotImplementedError: when the loss holds no delayed networks.
+    """
+
+    def __init__(self, loss_module: nn.Module) -> None:
+        names = list(getattr(loss_module, "delayed_networks", lambda: [])())
+        if not names:
+            raise NotImplementedError("the loss has no target networks: nothing to update")
+        self._targets = [getattr(loss_module, f"target_{n}_params") for n in names]
+        self._sources = [getattr(loss_module, f"{n}_params") for n in names]
+        loss_module.mark_updated()
+        self.initialized = False
+        self.init_()
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for target, source in zip(self._targets, self._sources, strict=True):
+            for key, value in target.items(True, True):
+                yield value.data, source.get(key).data
+
+    def init_(self) -> None:
+        """Copy online parameters into the targets."""
+        for target, source in self._pairs():
+            target.copy_(source)
+        self.initialized = True
+
+    def step(self) -> None:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict:
+        return {"initialized": self.initialized}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.initialized = bool(state_dict["initialized"])
+
+
+class SoftUpdate(TargetNetUpdater):
+    """Polyak averaging ``target <- (1 - tau) * target + tau * online``.
+
+    Args:
+        eps: the share that stays, ``1 - tau``; exclusive with ``tau``.
+        tau: the share that moves.
+    """
+
+    def __init__(
+        self, loss_module: nn.Module, *, eps: float | None = None, tau: float | None = None
+    ) -> None:
+        if (eps is None) == (tau is None):
+            raise ValueError("give exactly one of eps and tau")
+        self.tau = float(tau) if tau is not None else 1.0 - float(eps)  # type: ignore[arg-type]
+        if not 0.0 <= self.tau <= 1.0:
+            raise ValueError(f"tau must lie in [0, 1], got {self.tau}")
+        super().__init__(loss_module)
+
+    def step(self) -> None:
+        targets, sources = zip(*self._pairs(), strict=True)
+        torch._foreach_lerp_(list(targets), list(sources), self.tau)
+
+
+class HardUpdate(TargetNetUpdater):
+    """Copies online parameters every ``value_network_update_interval + 1`` steps, as upstream."""
+
+    def __init__(self, loss_module: nn.Module, *, value_network_update_interval: int = 1000):
+        super().__init__(loss_module)
+        self.value_network_update_interval = value_network_update_interval
+        self.counter = 0
+
+    def step(self) -> None:
+        if self.counter == self.value_network_update_interval:
+            self.counter = 0
+            self.init_()
+        else:
+            self.counter += 1
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "counter": self.counter}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.counter = int(state_dict["counter"])

@@ -1,0 +1,82 @@
+"""Each statistic against values worked out by hand or printed in tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bench.report import stats
+
+
+def test_mean_and_sd_by_hand():
+    assert stats.mean([1, 2, 6]) == 3.0
+    assert stats.sd([1, 2, 6]) == pytest.approx(math.sqrt(7))  # (4 + 1 + 9) / (3 - 1)
+    assert math.isnan(stats.mean([])) and math.isnan(stats.sd([5.0]))
+
+
+@pytest.mark.parametrize(  # printed tables of Student's t
+    ("p", "df", "expected"),
+    [
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.30265),
+        (0.975, 4, 2.77645),
+        (0.975, 9, 2.26216),
+        (0.975, 30, 2.04227),
+        (0.975, 1000, 1.96234),
+        (0.95, 5, 2.01505),
+        (0.995, 2, 9.92484),
+        (0.6, 3, 0.27667),
+        (0.025, 4, -2.77645),
+    ],
+)
+def test_t_quantiles_are_those_of_the_tables(p, df, expected):
+    assert stats.t_quantile(p, df) == pytest.approx(expected, abs=5e-5, rel=5e-6)
+    assert stats.t_cdf(stats.t_quantile(p, df), df) == pytest.approx(p, abs=1e-12)
+
+
+def test_t_cdf_has_its_closed_forms():
+    for x in (-3.0, -0.5, 0.0, 0.7, 4.0):
+        assert stats.t_cdf(x, 1) == pytest.approx(0.5 + math.atan(x) / math.pi, abs=1e-13)
+        assert stats.t_cdf(x, 2) == pytest.approx(0.5 + x / (2 * math.sqrt(2 + x * x)), abs=1e-13)
+
+
+@pytest.mark.parametrize(("p", "df"), [(0.0, 3), (1.0, 3), (0.9, 0)])
+def test_t_quantile_refuses_what_has_no_answer(p, df):
+    with pytest.raises(ValueError, match="t_quantile"):
+        stats.t_quantile(p, df)
+
+
+def test_t_interval_by_hand():
+    # mean 3, sd sqrt(7), n 3: 3 -+ 4.30265 * sqrt(7 / 3)
+    low, high = stats.t_interval([1, 2, 6])
+    assert low == pytest.approx(-3.57240, abs=1e-4) and high == pytest.approx(9.57240, abs=1e-4)
+    low, high = stats.t_interval([10.0, 12.0], level=0.9)  # 11 -+ 6.31375 * 1
+    assert (low, high) == pytest.approx((4.68625, 17.31375), abs=1e-4)
+    assert all(math.isnan(x) for x in stats.t_interval([5.0]))
+
+
+def test_iqm_by_hand():
+    assert stats.iqm([100, 1, 2, 3]) == 2.5  # without 1 and 100
+    assert stats.iqm([1, 2, 6]) == 3.0  # floor(3 / 4) = 0: nothing is cut
+    assert stats.iqm([0, 1, 2, 3, 4, 5, 6, 70]) == 3.5  # two cut at each end
+
+
+def test_bootstrap_by_hand():
+    # two values: a resample's mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4
+    assert stats.bootstrap_ci([0.0, 1.0], stats.mean) == (0.0, 1.0)
+    assert stats.bootstrap_ci([0.0, 1.0], stats.mean, level=0.4) == (0.5, 0.5)
+    assert stats.bootstrap_ci([3.0, 3.0, 3.0]) == (3.0, 3.0)
+    assert all(math.isnan(x) for x in stats.bootstrap_ci([1.0]))
+
+
+def test_bootstrap_covers_about_what_it_says_and_repeats():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        low, high = stats.bootstrap_ci(rng.normal(size=30), stats.mean, resamples=300)
+        hits += low <= 0 <= high
+    assert 175 <= hits <= 199
+    values = rng.normal(size=9)
+    assert stats.bootstrap_ci(values) == stats.bootstrap_ci(values)
