@@ -1,7 +1,12 @@
 """rlobj: reinforcement-learning objectives on torch and tensordict."""
 
+from rlobj.bc import BCLoss
 from rlobj.common import LossModule
+from rlobj.cql import CQLLoss
+from rlobj.decision_transformer import DTLoss
+from rlobj.iql import IQLLoss
 from rlobj.sac import SACLoss
+from rlobj.td3_bc import TD3BCLoss
 from rlobj.utils import (
     HardUpdate,
     SoftUpdate,
@@ -13,10 +18,15 @@ from rlobj.utils import (
 )
 
 __all__ = [
+    "BCLoss",
+    "CQLLoss",
+    "DTLoss",
     "HardUpdate",
+    "IQLLoss",
     "LossModule",
     "SACLoss",
     "SoftUpdate",
+    "TD3BCLoss",
     "ValueEstimators",
     "default_value_kwargs",
     "distance_loss",

@@ -6,7 +6,7 @@ from bench.data.combine import combine
 from bench.data.dataset import Dataset, fingerprint
 from bench.data.flat import read_flat, write_flat
 from bench.data.loading import expand, load, names
-from bench.data.minari import export_minari
+from bench.data.minari_export import export_minari
 from bench.data.raw import DataWarning, Raw
 from bench.data.transitions import to_transitions
 

@@ -3,9 +3,9 @@
 import torch
 
 from bench.data import envs
+from bench.data.card import Reference
 from bench.data.dataset import Dataset, fingerprint, statistics
 from bench.data.raw import Raw, warn
-from bench.data.card import Reference
 from bench.data.reference import d4rl_horizon, d4rl_reference
 from bench.data.transitions import to_transitions
 
@@ -39,8 +39,8 @@ def to_dataset(
         env_id=raw.env_id if info else None,
         horizon=horizon,
         fingerprint=digest,
-        reference=reference and (reference.random, reference.expert),
-        reference_source=reference and reference.source,
+        reference=(reference.random, reference.expert) if reference else None,
+        reference_source=reference.source if reference else None,
         discrete=spec.n is not None,
         action_low=None if spec.low is None else torch.tensor(spec.low),
         action_high=None if spec.high is None else torch.tensor(spec.high),

@@ -85,7 +85,7 @@ def _check_parts(card: Card, known: dict[str, Card]) -> None:
     for part in card.combine:
         if part not in known or known[part].path is None:
             raise ConfigError(
-                f"card {card.id}: combine: {part} is no card with a file; mend the id"
+                f"card {card.id}: combine: {part} has no file of its own; mend the id"
             )
 
 

@@ -71,10 +71,11 @@ def _duplicates(dataset: Dataset) -> int:
     n = len(arrays["observations"])
     parts = [arrays[key].reshape(n, -1) for key in ("observations", "actions", "rewards")]
     words = np.concatenate([np.ascontiguousarray(p).view(np.uint32) for p in parts], axis=1)
-    factors = np.random.default_rng(0).integers(0, 2**64, words.shape[1], dtype=np.uint64)
+    numbers = np.random.default_rng(0).bytes(8 * words.shape[1])
+    factors = np.frombuffer(numbers, dtype=np.uint64)
     hashes = np.zeros(n, dtype=np.uint64)
-    for word, factor in zip(words.T, factors, strict=True):
-        hashes += word * factor
+    for position in range(words.shape[1]):
+        hashes += words[:, position] * factors[position]
     return n - len(np.unique(hashes))
 
 

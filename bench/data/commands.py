@@ -15,7 +15,8 @@ from bench.data.combine import combine
 from bench.data.dataset import Dataset
 from bench.data.flat import write_flat
 from bench.data.loading import expand, load, names
-from bench.data.minari import export_minari, local_sets
+from bench.data.minari import local_sets
+from bench.data.minari_export import export_minari
 from bench.data.raw import DataWarning
 from bench.errors import BenchError, DataError
 

@@ -16,9 +16,7 @@ ADROIT = ("pen", "door", "hammer", "relocate")
 # Published bounds of families whose environments need an extra package or an old MuJoCo.
 UNIT_BOUNDS = {*ADROIT, "kitchen", "antmaze", "maze2d", "hopper", "halfcheetah", "walker2d", "ant"}
 # Environments that exist, in packages this project does not depend on: not a user's typing error.
-ELSEWHERE = re.compile(
-    r"(AdroitHand|FrankaKitchen|AntMaze|PointMaze|Fetch|HandReach|ALE/|minigrid)"
-)
+ELSEWHERE = re.compile("AdroitHand|FrankaKitchen|AntMaze|PointMaze|Fetch|HandReach|ALE/|minigrid")
 
 
 class EnvUnavailable(Exception):
@@ -126,7 +124,5 @@ def _width(env_id: str, env: Any) -> int | None:
         return None
     if isinstance(space, Box) and len(space.shape) == 1:
         return int(space.shape[0])
-    raise DataError(
-        f"{env_id}: observations {type(space).__name__} {space.shape} are not supported;"
-        " only vectors are"
-    )
+    kind = type(space).__name__
+    raise DataError(f"{env_id}: {kind} observations {space.shape} are not supported; only vectors")

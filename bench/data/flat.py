@@ -123,9 +123,9 @@ def _limit(source: str, value: Any) -> int | None:
     """The attribute max_episode_steps as a positive int."""
     if value is None:
         return None
-    if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.number):
-        if int(value) == value and value > 0:
-            return int(value)
+    number = np.asarray(value)
+    if number.ndim == 0 and number.dtype.kind in "iuf" and number > 0 and number == int(number):
+        return int(number)
     fail(source, "max_episode_steps", f"is {value!r}", "the attribute must be a positive integer")
 
 

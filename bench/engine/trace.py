@@ -105,7 +105,8 @@ class TracedPhase:
                 grads = list(torch.autograd.grad(totals.sum(), trained))
             if self.phase.clip_norm is not None:
                 grads = _clip(grads, self.phase.clip_norm)
-            return grads, metrics
+            # fused Adam walks memory in order: a transposed gradient would reach the wrong weights
+            return [g.contiguous() for g in grads], metrics
 
         trained = [stacked[n].detach() for n in self.trained]
         fixed = [stacked[n].detach() for n in self.fixed]

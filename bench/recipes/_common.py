@@ -1,13 +1,17 @@
-"""What recipes share: training tables and samplers."""
+"""What recipes share: training tables, samplers, evaluated policies, learning-rate schedules."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 
+from bench.engine.agent import Schedule
 from bench.engine.sampling import TransitionSampler
+from rlobj import LossModule
 
 TRANSITION_KEYS = (
     "observation",
@@ -21,13 +25,37 @@ TRANSITION_KEYS = (
 
 
 def plain_table(hp: Any, transitions: TensorDict) -> TensorDict:
-    """Transitions with rewards times ``hp.reward_scale``."""
-    table = transitions.select(*TRANSITION_KEYS)
-    scale = getattr(hp, "reward_scale", 1.0)
-    if scale != 1.0:
-        table.set(("next", "reward"), table["next", "reward"] * scale)
-    return table
+    """Transitions as they are."""
+    return transitions.select(*TRANSITION_KEYS)
 
 
 def transition_sampler(hp: Any, table: TensorDict, device: torch.device) -> TransitionSampler:
     return TransitionSampler(table, hp.batch_size, device)
+
+
+def actor_output(loss: LossModule, observed: TensorDict) -> Tensor:
+    """The action of a deterministic actor."""
+    return loss.run_network("actor_network", observed)["action"]
+
+
+def distribution_mode(loss: LossModule, observed: TensorDict) -> Tensor:
+    """The deterministic action of a stochastic actor."""
+    return loss.distribution(observed).deterministic_sample
+
+
+def cosine(steps: int) -> Schedule:
+    """Cosine decay to zero at ``steps`` (0: the run's last step)."""
+
+    def factor(step: int, total: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / (steps or total))))
+
+    return factor
+
+
+def warmup(steps: int) -> Schedule:
+    """Linear from 0 to 1 over ``steps`` updates, then constant."""
+
+    def factor(step: int, total: int) -> float:
+        return min(1.0, (step + 1) / max(1, steps))
+
+    return factor

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Recipe
-from bench.recipes._common import plain_table, transition_sampler
+from bench.recipes._common import distribution_mode, plain_table, transition_sampler
 from rlobj import LossModule, SACLoss
 
 
@@ -25,7 +25,6 @@ class Hyper:
     gamma: float = 0.99
     tau: float = 0.005
     alpha_init: float = 1.0
-    reward_scale: float = 1.0
     start_steps: int = 5_000  # uniform actions before the first update, online only
 
 
@@ -63,12 +62,7 @@ def build(hp: Hyper, problem: Problem) -> Agent:
     actor = Phase(
         "actor", actor_terms, (Group(("actor_network_params", "log_alpha"), hp.lr),)
     )
-    return Agent(loss, (critic, actor), hp.tau, policy)
-
-
-def policy(loss: LossModule, observed: TensorDict) -> Tensor:
-    """The squashed mean."""
-    return loss.distribution(observed).deterministic_sample
+    return Agent(loss, (critic, actor), hp.tau, distribution_mode)
 
 
 RECIPE = Recipe(

@@ -25,8 +25,22 @@ ColumnKey = tuple[str, str | None, str]  # dataset, environment, unit
 
 @dataclass(frozen=True)
 class Row:
+    """``words`` says what sets the row apart: its algorithm's name where two share a label, its
+    profile, its steps, its configuration; '' for what does not."""
+
     key: RowKey
-    label: str
+    name: str
+    words: tuple[str, str, str, str] = ("", "", "", "")
+
+    @property
+    def label(self) -> str:
+        return self.label_among([])
+
+    def label_among(self, rows: list[Row]) -> str:
+        """The label without the words that all of ``rows`` (of one figure) share."""
+        shared = [len({row.words[i] for row in rows}) == 1 for i in range(4)]
+        words = ", ".join(w for w, same in zip(self.words, shared, strict=True) if w and not same)
+        return f"{self.name} ({words})" if words else self.name
 
     @property
     def quick(self) -> bool:
@@ -169,14 +183,13 @@ def _rows(runs: list[Run], keys: Iterable[RowKey]) -> list[Row]:
     steps = {run.steps for run in runs}
     rows = []
     for key in sorted(keys, key=lambda k: (names[k[0]].casefold(), k[0], k[1], k[2] or 0, k[3])):
-        suffix = [
+        words = (
             key[0] if names[key[0]] in shared else "",
             f"{key[1]} profile" if len(profiles) > 1 else "",
             spell_steps(key[2]) if len(steps) > 1 else "",
             key[3],
-        ]
-        words = ", ".join(word for word in suffix if word)
-        rows.append(Row(key, names[key[0]] + (f" ({words})" if words else "")))
+        )
+        rows.append(Row(key, names[key[0]], words))
     return rows
 
 
@@ -231,9 +244,9 @@ def _notes(
     runs: list[Run], rows: list[Row], cells: dict[tuple[RowKey, ColumnKey], Cell]
 ) -> list[str]:
     notes = []
-    quick = [row.label for row in rows if row.quick]
+    quick = sum(row.quick for row in rows)
     if quick:
-        notes.append(QUICK + ("" if len(quick) == len(rows) else f" ({', '.join(quick)})"))
+        notes.append(QUICK + ("" if quick == len(rows) else " (rows marked 'quick profile')"))
     other = {r.label for r in runs if r.profile != "quick" and r.paper_protocol is False}
     if other:
         notes.append(f"not the paper's protocol (settings were changed): {_list(other)}")

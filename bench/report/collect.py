@@ -3,7 +3,6 @@ not chosen is named in a note, and what is unfinished stays with its state."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -126,9 +125,9 @@ def read_run(out: Path, folder: Path) -> Run:
         raise RunError(f"{path}: 'unit' is {unit!r}, not 'normalized' or 'return'; restore it")
     data = _get(path, config, "data", dict, {})
     steps, curve = read_curve(folder / "scores.csv", unit)
-    legs = [config, *_get(path, config, "resumed_with", list, [])]
+    legs = _legs(path, config)
     hyper = _get(path, config, "hyperparameters", dict, {})
-    fingerprint = data.get("fingerprint")
+    fingerprint = _get(path, data, "fingerprint", str, None)
     horizon = {"horizon": config["horizon"]} if config.get("horizon") is not None else {}
     return Run(
         path=folder,
@@ -150,7 +149,9 @@ def read_run(out: Path, folder: Path) -> Run:
         fingerprint=fingerprint,
         commits=tuple(str(leg["git_commit"]) for leg in legs if leg.get("git_commit")),
         versions=tuple(
-            sorted({(k, str(v)) for leg in legs for k, v in (leg.get("versions") or {}).items()})
+            sorted(
+                {(k, str(v)) for g in legs for k, v in _get(path, g, "versions", dict, {}).items()}
+            )
         ),
         paper_protocol=_get(path, config, "protocol", dict, {}).get("paper_protocol"),
     )
@@ -160,15 +161,18 @@ _REQUIRED = object()
 
 
 def _get(
-    path: Path, content: dict[str, Any], key: str, kind: type, default: Any = _REQUIRED
+    path: Path,
+    content: dict[str, Any],
+    key: str,
+    kind: type | tuple[type, ...],
+    default: Any = _REQUIRED,
 ) -> Any:
     value = content.get(key)
     if value is None and default is not _REQUIRED:
         return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise RunError(
-            f"{path}: {key!r} is {value!r}, not {kind.__name__}; restore it or delete its folder"
-        )
+    if not isinstance(value, kind) or isinstance(value, bool):
+        name = kind.__name__ if isinstance(kind, type) else "a number"
+        raise RunError(f"{path}: {key!r} is {value!r}, not {name}; restore it or delete its folder")
     return value
 
 
@@ -195,13 +199,28 @@ def _dataset_return(
     path: Path, config: dict[str, Any], data: dict[str, Any], unit: str
 ) -> float | None:
     """The mean return of the episodes in the data, in ``unit``."""
-    value = (data.get("stats") or {}).get("return_mean")
+    value = _get(path, _get(path, data, "stats", dict, {}), "return_mean", (int, float), None)
     if value is None or not math.isfinite(value):
         return None
     if unit == "return":
         return float(value)
-    random, expert = _get(path, config, "reference", list)
-    return 100 * (float(value) - random) / (expert - random)
+    reference = _get(path, config, "reference", list)
+    try:
+        random, expert = map(float, reference)
+        return 100 * (value - random) / (expert - random)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise RunError(
+            f"{path}: 'reference' is {reference!r}, not two different returns; restore it"
+        ) from None
+
+
+def _legs(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The configuration and what was noted at each resume."""
+    later = _get(path, config, "resumed_with", list, [])
+    for leg in later:
+        if not isinstance(leg, dict):
+            raise RunError(f"{path}: 'resumed_with' holds {leg!r}, not objects; restore it")
+    return [config, *later]
 
 
 def read_curve(path: Path, unit: str) -> tuple[np.ndarray, np.ndarray]:
@@ -211,20 +230,26 @@ def read_curve(path: Path, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if not path.exists():
         return np.empty(0, np.int64), np.empty(0)
-    import pandas as pd
-
-    content = path.read_bytes()
-    content = content[: content.rfind(b"\n") + 1]
-    if not content:
+    content = path.read_text(errors="replace")
+    lines = content[: content.rfind("\n") + 1].split("\n")[:-1]
+    if not lines:
         return np.empty(0, np.int64), np.empty(0)
+    column = SCORE_COLUMNS.index("normalized_score" if unit == "normalized" else "return")
+    step = np.empty(len(lines) - 1, np.int64)
+    score = np.empty(len(lines) - 1)
+    number = 1
     try:
-        table = pd.read_csv(io.BytesIO(content), float_precision="round_trip")
-        if list(table.columns) != SCORE_COLUMNS:
-            raise ValueError(f"its columns are {', '.join(map(str, table.columns))}")
-        step = table["step"].to_numpy(np.int64)
-        name = "normalized_score" if unit == "normalized" else "return"
-        score = table[name].to_numpy(np.float64)
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: damaged ({error}); restore it or delete its folder") from error
+        if lines[0].split(",") != SCORE_COLUMNS:
+            raise ValueError(f"its columns are {lines[0]!r}")
+        for number, line in enumerate(lines[1:], start=2):
+            fields = line.split(",")
+            if len(fields) != len(SCORE_COLUMNS):
+                raise ValueError(f"{len(fields)} fields")
+            step[number - 2] = int(fields[0])
+            score[number - 2] = float(fields[column] or "nan")
+    except (ValueError, OverflowError) as error:
+        raise RunError(
+            f"{path}: line {number} is damaged ({error}); restore it or delete its folder"
+        ) from error
     steps, index, count = np.unique(step, return_inverse=True, return_counts=True)
     return steps, np.bincount(index, weights=score, minlength=len(steps)) / count

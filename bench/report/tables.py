@@ -95,7 +95,7 @@ def markdown(summary: Summary) -> str:
         for column in summary.columns:
             v = view(summary.cells.get((row.key, column.key)), column)
             value = f"**{v.value}**" if v.bold else v.value
-            cells.append(f"{value}<br>{v.detail}" if v.detail else value)
+            cells.append(f"{value}<br>{escape_markdown(v.detail)}" if v.detail else value)
         lines.append(line([escape_markdown(row.label), *cells]))
     lines.append(line([f"*{DATASET_ROW}*", *_references(summary)]))
     notes = [f"- {escape_markdown(note)}" for note in summary.notes]
@@ -151,13 +151,14 @@ def latex(summary: Summary) -> str:
             )
         body.append(" & ".join([escape_latex(row.label), *cells]) + r" \\")
     references = [escape_latex(text) for text in _references(summary)]
-    notes = "; ".join(escape_latex(note) for note in summary.notes)
+    notes = "; ".join(summary.notes)
+    words = escape_latex(f"{caption(summary)} Notes: {notes}." if notes else caption(summary))
     return "\n".join(
         [
             r"% needs \usepackage[T1]{fontenc} and \usepackage{booktabs}",
             r"\begin{table}[t]",
             r"\centering\small",
-            rf"\caption{{{escape_latex(caption(summary))}{' Notes: ' + notes + '.' if notes else ''}}}",
+            rf"\caption{{{words}}}",
             rf"\begin{{tabular}}{{l{'r' * len(titles)}}}",
             r"\toprule",
             " & ".join(["Algorithm", *titles]) + r" \\",
@@ -176,9 +177,10 @@ def latex(summary: Summary) -> str:
 
 # -- CSV -----------------------------------------------------------------------------------------
 
-SCORE_FIELDS = "algorithm,config,dataset,env,seed,steps,profile,unit,final,last10,best,state".split(
-    ","
-)
+SCORE_FIELDS = [
+    *("algorithm", "config", "dataset", "env", "seed", "steps", "profile", "unit"),
+    *("final", "last10", "best", "state"),
+]
 
 
 def scores_frame(runs: list[Run]) -> pd.DataFrame:
@@ -261,4 +263,9 @@ def plain(summary: Summary) -> str:
     bold = any(cell.bold for cell in summary.cells.values())
     star = ["* the best: its interval leaves out the runner-up's mean"] if bold else []
     head = "Final evaluation, mean ± 95 % interval over finished seeds"
-    return "\n\n".join([head, *blocks, "\n".join([*star, *notes])]).rstrip() + "\n"
+    return printable("\n\n".join([head, *blocks, "\n".join([*star, *notes])])).rstrip() + "\n"
+
+
+def printable(text: str) -> str:
+    """Without the control characters by which a name could drive a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

@@ -3,6 +3,7 @@
 from tensordict.nn import NormalParamExtractor
 
 from rlobj.modules.actors import MLP, Actor, ProbabilisticActor, SafeModule, ValueOperator
+from rlobj.modules.decision_transformer import DecisionTransformer
 from rlobj.modules.distributions import (
     Delta,
     Dropout,
@@ -15,6 +16,7 @@ from rlobj.modules.distributions import (
 __all__ = [
     "MLP",
     "Actor",
+    "DecisionTransformer",
     "Delta",
     "Dropout",
     "IndependentNormal",

@@ -1,0 +1,210 @@
+"""The command line: ``bench run``, ``bench compare``, ``bench data``, ``bench sync``, ..."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import BenchError, ConfigError
+
+_EXAMPLES = """examples:
+  bench run --algo cql --dataset lite/hopper/medium-replay-v0
+  bench run --algo td3_bc iql --dataset 'lite/hopper/*' --seeds 5
+  bench run --algo bc --dataset my-file.hdf5 --env-id Hopper-v5 --set batch_size=512
+  bench compare --out results
+  bench data check lite/hopper/medium-v0
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand."""
+    from bench.data import commands as data_commands
+
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Offline reinforcement learning: train, evaluate, compare.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_compare(commands)
+    data_commands.register(commands)
+    sync = commands.add_parser("sync", help="bring MLflow up to date with the run folders")
+    _add_out(sync)
+    sync.set_defaults(handler=_sync)
+    ui = commands.add_parser("ui", help="open MLflow's web interface on the results")
+    _add_out(ui)
+    ui.add_argument("--port", type=int, default=5000, help="default: 5000")
+    ui.set_defaults(handler=_ui)
+    return parser
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), help="results folder (default: results)"
+    )
+
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "run",
+        help="train algorithms on datasets, evaluate, and print the comparison",
+        description="Trains every algorithm on every dataset with several seeds. Finished runs "
+        "are skipped and interrupted ones go on from their last checkpoint: repeat the same "
+        "command after any mishap.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--algo", nargs="+", required=True, metavar="A", help="names or globs")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        default=["lite/hopper/medium-replay-v0"],
+        metavar="D",
+        help="ids, globs, or paths to a flat HDF5 file or a Minari folder",
+    )
+    parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0..N-1")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="gradient steps per run")
+    parser.add_argument(
+        "--profile",
+        choices=("quick", "paper"),
+        default="quick",
+        help="quick: small networks and few steps, minutes on two cores, not the papers' "
+        "protocol; paper: the papers' networks, steps and evaluations (default: quick)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="hyper-parameters", dest="settings"
+    )
+    parser.add_argument("--env-id", help="environment to evaluate in, for bare files")
+    parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
+    parser.add_argument(
+        "--strict", action="store_true", help="actions outside the bounds are an error"
+    )
+    parser.add_argument("--no-mlflow", action="store_true", help="do not mirror into MLflow")
+    _add_out(parser)
+    parser.set_defaults(handler=_run)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "compare", help="tables, plots and report.html from the run folders"
+    )
+    parser.add_argument("--algo", nargs="+", metavar="A", help="only these")
+    parser.add_argument("--dataset", nargs="+", metavar="D", help="only these")
+    _add_out(parser)
+    parser.set_defaults(handler=_compare)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, sep, value = pair.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"--set {pair}: write KEY=VALUE")
+        settings[key] = value
+    return settings
+
+
+def _run(args: argparse.Namespace) -> int:
+    from bench.executors.local import LocalExecutor, default_workers
+    from bench.plan import Request, make_plan, resolve_device
+
+    request = Request(
+        algorithms=tuple(args.algo),
+        datasets=tuple(args.dataset),
+        seeds=args.seeds,
+        steps=args.steps,
+        profile=args.profile,
+        device=args.device,
+        settings=_settings(args.settings),
+        out=args.out,
+        env_id=args.env_id,
+        strict=args.strict,
+    )
+    workers = args.workers or default_workers(resolve_device(args.device))
+    plan = make_plan(request, workers)
+    runs = sum(len(t.seeds) for t in plan.tasks)
+    print(f"{runs} runs to train, {len(plan.finished)} finished already", file=sys.stderr)
+    with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
+        outcome = LocalExecutor(workers).run(plan.tasks)
+    if outcome.interrupted:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+    _report(args.out, plan.algorithms, plan.datasets)
+    return 1 if outcome.failed else 0
+
+
+class _mirror:  # noqa: N801 - reads as a block
+    """MLflow follows the run folders while training goes on; it never holds training up."""
+
+    def __init__(self, out: Path, wanted: bool) -> None:
+        self.out, self.wanted, self.follower = out, wanted, None
+
+    def __enter__(self) -> None:
+        if not self.wanted:
+            return
+        from bench import track
+
+        try:
+            self.follower = track.Follower(self.out)
+            self.follower.start()
+        except BenchError as error:
+            print(f"note: {error}", file=sys.stderr)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.follower is not None:
+            self.follower.stop()
+
+
+def _report(out: Path, algorithms: Sequence[str] | None, datasets: Sequence[str] | None) -> None:
+    from bench.report import compare
+
+    compare(out, algos=algorithms, datasets=datasets)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    _report(args.out, args.algo, args.dataset)
+    return 0
+
+
+def _sync(args: argparse.Namespace) -> int:
+    from bench import track
+
+    print(track.sync(args.out))
+    return 0
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from bench import track
+
+    return track.ui(args.out, args.port)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. A user's mistake is one line on stderr and status 2."""
+    args = build_parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        return args.handler(args)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

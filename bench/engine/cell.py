@@ -1,0 +1,256 @@
+"""One group of seeds of one cell: train, evaluate, log, checkpoint, resume."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from bench.engine.trainer import Trainer
+from bench.errors import ConfigError
+from bench.evaluate import Evaluator, Policy
+from bench.policies import MarkovPolicy, SequencePolicy
+from bench.recipe import Problem, load_recipe
+from bench.store import GroupLock, RunFolder, load_checkpoint, save_checkpoint
+from rlobj.specs import Bounded
+
+_CHECKPOINT_SECONDS = 120.0  # at least this often between evaluations
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a worker needs; plain JSON."""
+
+    out: str
+    dataset: str  # as the user named it: id or path
+    env_id: str | None
+    algorithm: str
+    config: str
+    seeds: tuple[int, ...]
+    steps: int
+    hyper: dict[str, Any]
+    eval_interval: int
+    eval_episodes: int
+    device: str = "cpu"
+    strict: bool = False
+    record: dict[str, Any] = field(default_factory=dict)  # config.json without the seed
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
+        return cls(**{**data, "seeds": tuple(data["seeds"])})
+
+    @property
+    def name(self) -> str:
+        seeds = ",".join(map(str, self.seeds))
+        return f"{self.record['label']} · {self.record['dataset']} · seed {seeds}"
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Interrupted(Exception):
+    """Raised after a requested stop was made durable."""
+
+
+def problem_of(dataset: Any, hyper: Any) -> Problem:
+    """Sizes, bounds and observation normalisation of a continuous dataset."""
+    if dataset.discrete:
+        raise ConfigError(f"{dataset.name} has discrete actions: this recipe needs continuous ones")
+    data = dataset.transitions
+    spec = Bounded(dataset.action_low, dataset.action_high)
+    mean = std = None
+    if hyper.normalize:
+        mean = data["observation"].mean(0)
+        std = data["observation"].std(0, correction=0) + hyper.normalize_eps
+    longest = max(int(data["t"].max()) + 1, dataset.horizon or 0, 1000)
+    return Problem(data["observation"].shape[-1], spec, longest, mean, std)
+
+
+def training_table(recipe: Any, hyper: Any, data: TensorDict, problem: Problem) -> TensorDict:
+    """The recipe's table with normalised observations."""
+    table = recipe.table(hyper, data).copy()
+    if problem.mean is not None:
+        for key in ("observation", ("next", "observation")):
+            if key in table.keys(True, True):
+                table.set(key, (table[key] - problem.mean) / problem.std)
+    return table
+
+
+class Cell:
+    """The seeds of a task as one training program with its folders."""
+
+    def __init__(self, task: Task, dataset: Any, report: Report) -> None:
+        self.task, self.dataset, self.report = task, dataset, report
+        self.recipe = load_recipe(task.algorithm)
+        self.hyper = self.recipe.hyper(**_tuples(task.hyper))
+        self.problem = problem_of(dataset, self.hyper)
+        table = training_table(self.recipe, self.hyper, dataset.transitions, self.problem)
+        device = torch.device(task.device)
+        self.trainer = Trainer(
+            lambda: self.recipe.build(self.hyper, self.problem),
+            task.seeds,
+            self.recipe.sampler(self.hyper, table, device),
+            total_steps=task.steps,
+            device=device,
+        )
+        name = task.record["dataset"]
+        self.folders = [
+            RunFolder(Path(task.out), name, task.algorithm, task.config, s) for s in task.seeds
+        ]
+        group = "seeds-" + "-".join(map(str, task.seeds))
+        self.checkpoints = self.folders[0].path.parent / "checkpoints" / group
+        self.diverged: dict[int, str] = {}  # position in the group -> reason
+        self.seconds = 0.0
+        self.stop_requested = False
+
+    # ------------------------------------------------------------ state on disk
+
+    def resume(self) -> None:
+        """Continue after the last checkpoint; rows that it does not cover are dropped."""
+        found = load_checkpoint(self.checkpoints)
+        step = -1
+        if found is not None:
+            step, tensors, meta = found
+            self.trainer.load_state(step, tensors)
+            self.diverged = {int(k): v for k, v in meta["diverged"].items()}
+            self.seconds = float(meta["train_seconds"])
+        for seed, folder in zip(self.task.seeds, self.folders, strict=True):
+            folder.write_config({**self.task.record, "seed": seed})
+            folder.truncate_after(step)
+            folder.set_status("running", step=max(step, 0), steps=self.task.steps)
+
+    def checkpoint(self, state: str = "running") -> None:
+        """Make everything up to this step durable."""
+        for folder in self.folders:
+            folder.sync()
+        meta = {
+            "seeds": list(self.task.seeds),
+            "train_seconds": self.seconds,
+            "diverged": {str(k): v for k, v in self.diverged.items()},
+        }
+        save_checkpoint(self.checkpoints, self.trainer.step, self.trainer.state(), meta)
+        for i, folder in enumerate(self.folders):
+            mine = "diverged" if i in self.diverged else state
+            reason = {"reason": self.diverged[i]} if i in self.diverged else {}
+            facts = {"step": self.trainer.step, "steps": self.task.steps, **reason}
+            folder.set_status(mine, train_seconds=round(self.seconds, 3), **facts)
+
+    # ---------------------------------------------------------------- training
+
+    def run(self) -> None:
+        """Train to the last step. Raises Interrupted after a requested stop."""
+        with GroupLock(self.checkpoints) as lock:
+            if lock.note:
+                self.report({"event": "note", "text": lock.note})
+            self.resume()
+            self._prepare_evaluation()
+            started = saved = time.monotonic()
+            before, first = self.seconds, self.trainer.step
+            while self.trainer.step < self.task.steps and len(self.diverged) < len(self.folders):
+                self.trainer.update()
+                step = self.trainer.step
+                now = time.monotonic()
+                self.seconds = before + now - started
+                if step % 50 == 0:
+                    self._progress((step - first) / max(now - started, 1e-9))
+                evaluated = step % self.task.eval_interval == 0 or step == self.task.steps
+                if evaluated:
+                    self._log(step)
+                    self._evaluate(step)
+                if evaluated or self.stop_requested or now - saved > _CHECKPOINT_SECONDS:
+                    lock.check()
+                    finished = step == self.task.steps
+                    self.checkpoint("done" if finished else self._state())
+                    saved = time.monotonic()
+                if self.stop_requested and step < self.task.steps:
+                    raise Interrupted
+            if self.trainer.step >= self.task.steps or len(self.diverged) == len(self.folders):
+                self.checkpoint("done")
+
+    def _state(self) -> str:
+        return "killed" if self.stop_requested else "running"
+
+    def _progress(self, rate: float) -> None:
+        self.report({"event": "progress", "step": self.trainer.step, "rate": rate})
+
+    def _log(self, step: int) -> None:
+        metrics = self.trainer.read_metrics()
+        for i, folder in enumerate(self.folders):
+            if i in self.diverged:
+                continue
+            rows = [(step, name, values[i]) for name, values in metrics.items()]
+            broken = next((name for _, name, v in rows if not math.isfinite(v)), None)
+            if broken is not None:
+                self.diverged[i] = f"{broken} is not finite at step {step}"
+                self.report({"event": "note", "text": f"{folder.path}: {self.diverged[i]}"})
+            folder.append_metrics(rows)
+
+    # -------------------------------------------------------------- evaluation
+
+    def _prepare_evaluation(self) -> None:
+        self.policies: list[tuple[float | None, Policy]] = []
+        env_id = self.task.env_id or self.dataset.env_id
+        if env_id is None:
+            return
+        episodes = self.task.eval_episodes
+        self.evaluator = Evaluator(env_id, self.task.seeds, episodes, self.dataset.horizon)
+        if not self.recipe.sequence:
+            self.policies = [(None, MarkovPolicy(self.trainer, self.problem, episodes))]
+            return
+        for target in self.hyper.target_returns:
+            policy = SequencePolicy(
+                self.trainer,
+                self.problem,
+                episodes,
+                context=self.hyper.context,
+                target=target,
+                scale=self.hyper.return_scale,
+            )
+            self.policies.append((target, policy))
+
+    def _evaluate(self, step: int) -> None:
+        """Scores of the first policy are the run's; other targets are logged as metrics."""
+        last = None
+        for i, (target, policy) in enumerate(self.policies):
+            rollouts = self.evaluator.run(policy, step)
+            if i == 0:
+                self._write_scores(step, rollouts)
+                last = self._mean_score(rollouts)
+            if target is not None:
+                name = f"eval/return_at_{target:g}"
+                for j, folder in enumerate(self.folders):
+                    if j not in self.diverged:
+                        folder.append_metrics([(step, name, float(rollouts.returns[j].mean()))])
+        if last is not None:
+            self.report({"event": "score", "step": step, "score": last, "unit": self.dataset.unit})
+
+    def _score(self, value: float) -> float | None:
+        return self.dataset.normalize(value)
+
+    def _mean_score(self, rollouts: Any) -> float:
+        mean = float(rollouts.returns.mean())
+        score = self._score(mean)
+        return mean if score is None else score
+
+    def _write_scores(self, step: int, rollouts: Any) -> None:
+        for i, folder in enumerate(self.folders):
+            if i in self.diverged:
+                continue
+            pairs = zip(rollouts.returns[i].tolist(), rollouts.lengths[i].tolist(), strict=True)
+            folder.append_scores(
+                (step, e, ret, length, self._score(ret)) for e, (ret, length) in enumerate(pairs)
+            )
+
+
+def _tuples(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in hyper.items()}

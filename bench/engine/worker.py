@@ -1,0 +1,56 @@
+"""A training process: reads a task as JSON from standard input, prints events as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+import warnings
+from typing import Any
+
+from bench.errors import BenchError
+
+
+def emit(event: dict[str, Any]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+def main() -> int:
+    """Exit status: 0 done, 2 a user's mistake, 130 interrupted (resumable), 1 anything else."""
+    from bench.data import load
+    from bench.engine import cpu
+    from bench.engine.cell import Cell, Interrupted, Task
+
+    task = Task.from_json(json.load(sys.stdin))
+    cells: list[Cell] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if not cells or cells[0].stop_requested:
+            sys.exit(128 + number)
+        cells[0].stop_requested = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if task.device == "cpu":
+        emit({"event": "cpu", **cpu.prepare()})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parent has shown what loading has to say
+            dataset = load(task.dataset, env_id=task.env_id, strict=task.strict)
+        cells.append(Cell(task, dataset, emit))
+        cells[0].run()
+    except Interrupted:
+        return 130
+    except BenchError as error:
+        emit({"event": "error", "text": str(error)})
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        emit({"event": "error", "text": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Runs tasks in worker processes on this machine and shows how far they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bench.engine.cell import Task
+from bench.store import RunFolder
+
+_GRACE_SECONDS = 60.0
+
+
+@dataclass
+class Outcome:
+    """How the tasks ended."""
+
+    failed: list[str] = field(default_factory=list)  # one line each
+    interrupted: bool = False
+
+
+def default_workers(device: str) -> int:
+    """One single-threaded process per core on a CPU; one process per GPU."""
+    return len(os.sched_getaffinity(0)) if device == "cpu" else 1
+
+
+def _start(task: Task) -> subprocess.Popen[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.engine.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,  # Ctrl-C is passed on once, by us
+    )
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        json.dump(task.to_json(), pipe)
+    return process
+
+
+class _Job:
+    """A running worker and what it said."""
+
+    def __init__(self, task: Task, events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
+        self.task, self.process = task, _start(task)
+        self.errors: list[str] = []
+        self.tail: list[str] = []
+        assert self.process.stdout is not None and self.process.stderr is not None
+        self._threads = [
+            threading.Thread(target=self._read, args=(self.process.stdout, events), daemon=True),
+            threading.Thread(target=self._read_errors, args=(self.process.stderr,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _read(self, stream: IO[str], events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
+        for line in stream:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                self.tail.append(line)
+                continue
+            events.put((self, event))
+        events.put((self, {"event": "end"}))
+
+    def _read_errors(self, stream: IO[str]) -> None:
+        for line in stream:
+            self.tail = [*self.tail[-30:], line]
+
+    def finish(self) -> int:
+        code = self.process.wait()
+        for thread in self._threads:
+            thread.join()
+        return code
+
+
+class LocalExecutor:
+    """At most ``workers`` tasks at a time, each in a process of its own."""
+
+    def __init__(self, workers: int, console: Console | None = None) -> None:
+        self.workers = workers
+        self.console = console or Console(stderr=True)
+        self.live = self.console.is_terminal
+
+    def run(self, tasks: Sequence[Task]) -> Outcome:
+        """Run all tasks. Ctrl-C (and SIGTERM) stop the workers after a checkpoint."""
+        self.outcome = Outcome()
+        self._waiting, self._active = list(tasks), {}
+        self._events: queue.Queue[tuple[_Job, dict[str, Any]]] = queue.Queue()
+        self._bars: dict[_Job, Any] = {}
+        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>8.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]:>7}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[score]}"),
+            console=self.console,
+        )
+        try:
+            with self.progress if self.live else nullcontext():
+                self._loop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self.outcome
+
+    def _loop(self) -> None:
+        while self._waiting or self._active:
+            while self._waiting and len(self._active) < self.workers:
+                self._launch(self._waiting.pop(0))
+            try:
+                job, event = self._events.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            self._handle(job, event)
+
+    def _launch(self, task: Task) -> None:
+        job = _Job(task, self._events)
+        self._active[job] = time.monotonic()
+        self._bars[job] = self.progress.add_task(
+            task.name, total=task.steps, rate="", score="starting"
+        )
+        self._line(f"{task.name}: started ({task.steps} steps)")
+
+    def _line(self, text: str) -> None:
+        if not self.live:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _handle(self, job: _Job, event: dict[str, Any]) -> None:
+        kind, bar = event["event"], self._bars[job]
+        if kind == "progress":
+            rate = f"{event['rate']:.0f}/s"
+            self.progress.update(bar, completed=event["step"], rate=rate)
+            job_rate = rate
+            setattr(job, "rate", job_rate)
+        elif kind == "score":
+            text = f"{event['unit']} {event['score']:.1f}"
+            self.progress.update(bar, completed=event["step"], score=text)
+            self._line(self._plain(job, event, text))
+        elif kind == "note":
+            self.console.print(event["text"], highlight=False, soft_wrap=True)
+        elif kind == "error":
+            job.errors.append(event["text"])
+        elif kind == "end":
+            self._end(job)
+
+    def _plain(self, job: _Job, event: dict[str, Any], text: str) -> str:
+        step, total = event["step"], job.task.steps
+        elapsed = time.monotonic() - self._active[job]
+        left = elapsed / max(step, 1) * (total - step)
+        rate = getattr(job, "rate", "")
+        return f"{job.task.name}: step {step}/{total} · {rate} · {left:.0f} s left · {text}"
+
+    def _end(self, job: _Job) -> None:
+        code = job.finish()
+        del self._active[job]
+        self.progress.update(self._bars[job], visible=code != 0)
+        if code in (130, 143) and self.outcome.interrupted:
+            return
+        if code == 0:
+            self._line(f"{job.task.name}: done")
+            return
+        reason = job.errors[-1] if job.errors else f"worker ended with status {code}"
+        self.outcome.failed.append(f"{job.task.name}: {reason}")
+        self.console.print(f"[red]failed[/] {job.task.name}: {reason}", soft_wrap=True)
+        if code != 2:
+            self.console.print("".join(job.tail[-15:]), highlight=False, markup=False)
+        self._mark_failed(job.task, reason)
+
+    def _mark_failed(self, task: Task, reason: str) -> None:
+        for seed in task.seeds:
+            name = task.record["dataset"]
+            folder = RunFolder(Path(task.out), name, task.algorithm, task.config, seed)
+            status = folder.status()
+            if status is not None and status["state"] == "running":
+                folder.set_status("failed", reason=reason)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self.outcome.interrupted:
+            return
+        self.outcome.interrupted = True
+        self._waiting.clear()
+        self.console.print("stopping: saving a checkpoint of every run ...")
+        for job in self._active:
+            job.process.send_signal(signal.SIGINT)
+        threading.Timer(_GRACE_SECONDS, self._kill).start()
+
+    def _kill(self) -> None:
+        for job in list(self._active):
+            job.process.kill()

@@ -1,0 +1,257 @@
+"""From a request (algorithms, datasets, seeds, profile) to tasks: groups of seeds to be trained."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench.engine.cell import Task
+from bench.errors import ConfigError
+from bench.recipe import Recipe, expand_algorithms
+from bench.store import RunFolder, config_hash
+
+SCHEMA_VERSION = 1
+_DOMAINS = {
+    "gym-mujoco": ("hopper", "halfcheetah", "walker2d", "ant"),
+    "adroit": ("pen", "door", "hammer", "relocate"),
+    "antmaze": ("antmaze",),
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a profile trains and evaluates."""
+
+    seeds: int
+    eval_interval: int
+    eval_episodes: int
+    paper_protocol: bool
+
+
+PROFILES = {
+    "quick": Protocol(seeds=2, eval_interval=2_000, eval_episodes=10, paper_protocol=False),
+    "paper": Protocol(seeds=5, eval_interval=5_000, eval_episodes=10, paper_protocol=True),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    algorithms: tuple[str, ...]
+    datasets: tuple[str, ...]
+    seeds: int | None = None
+    steps: int | None = None
+    profile: str = "quick"
+    device: str = "auto"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    out: Path = Path("results")
+    env_id: str | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tasks still to be trained, and the run folders that are finished already."""
+
+    tasks: tuple[Task, ...]
+    finished: tuple[Path, ...]
+    datasets: tuple[str, ...]
+    algorithms: tuple[str, ...]
+
+
+def make_plan(request: Request, workers: int) -> Plan:
+    """Resolve names, refuse what does not fit before anything trains, split cells into groups.
+
+    Raises:
+        ConfigError, DataError: one line each, for the first request that cannot be met.
+    """
+    from bench.data import expand, load
+
+    recipes = expand_algorithms(list(request.algorithms))
+    device = resolve_device(request.device)
+    refs = expand(request.datasets)
+    datasets = [(r, load(r, env_id=request.env_id, strict=request.strict)) for r in refs]
+    for recipe in recipes:
+        for _, dataset in datasets:
+            check_fit(recipe, dataset)
+    tasks: list[Task] = []
+    finished: list[Path] = []
+    for ref, dataset in datasets:
+        for recipe in recipes:
+            todo, done = _cell(request, recipe, ref, dataset, device, workers)
+            tasks += todo
+            finished += done
+    names = tuple(d.name for _, d in datasets)
+    return Plan(tuple(tasks), tuple(finished), names, tuple(r.name for r in recipes))
+
+
+def check_fit(recipe: Recipe, dataset: Any) -> None:
+    """Refuse a pair that cannot train."""
+    if not recipe.offline:
+        raise ConfigError(f"{recipe.name} trains in an environment only: use --online")
+    if dataset.discrete:
+        raise ConfigError(
+            f"{recipe.name} needs continuous actions and {dataset.name} has discrete ones: "
+            "choose another algorithm or dataset"
+        )
+
+
+def resolve_device(name: str) -> str:
+    """"auto" is CUDA where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if name not in ("cpu", "cuda") and not re.fullmatch(r"cuda:\d+", name):
+        raise ConfigError(f"--device {name}: choose auto, cpu or cuda")
+    return name
+
+
+def _domain(family: str) -> str:
+    return next((d for d, families in _DOMAINS.items() if family in families), "other")
+
+
+def _cell(
+    request: Request, recipe: Recipe, ref: str, dataset: Any, device: str, workers: int
+) -> tuple[list[Task], list[Path]]:
+    protocol = PROFILES[request.profile]
+    quick = request.profile == "quick"
+    steps = request.steps or (recipe.quick_steps if quick else recipe.steps)
+    names = (dataset.name, dataset.family, _domain(dataset.family))
+    hyper = recipe.hyperparameters(names, request.profile, request.settings)
+    hyper = _resolved(hyper, dataset, steps)
+    record = _record(request, recipe, dataset, hyper, protocol, device)
+    task = Task(
+        out=str(request.out),
+        dataset=ref,
+        env_id=request.env_id,
+        algorithm=recipe.name,
+        config=record["config"],
+        seeds=(),
+        steps=steps,
+        hyper=record["hyperparameters"],
+        eval_interval=protocol.eval_interval,
+        eval_episodes=protocol.eval_episodes,
+        device=device,
+        strict=request.strict,
+        record=record,
+    )
+    seeds = range(protocol.seeds if request.seeds is None else request.seeds)
+    return _groups(task, list(seeds), workers)
+
+
+def _resolved(hyper: Any, dataset: Any, steps: int) -> Any:
+    """Settings that depend on the data or the run, as the numbers they stand for."""
+    if getattr(hyper, "schedule_steps", None) == 0:
+        hyper = replace(hyper, schedule_steps=steps)
+    if getattr(hyper, "target_returns", None) == ():
+        best = float(dataset.stats["return_max"])
+        hyper = replace(hyper, target_returns=(best, best / 2))
+    return hyper
+
+
+def _record(
+    request: Request, recipe: Recipe, dataset: Any, hyper: Any, protocol: Protocol, device: str
+) -> dict[str, Any]:
+    env_id = request.env_id or dataset.env_id
+    identity = {
+        "algorithm": recipe.name,
+        "hyperparameters": asdict(hyper),
+        "profile": request.profile,
+        "protocol": asdict(protocol) | {"seeds": None},
+        "fingerprint": dataset.fingerprint,
+        "env_id": env_id,
+        "horizon": dataset.horizon,
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "algorithm": recipe.name,
+        "label": recipe.label,
+        "paper": recipe.paper,
+        "dataset": dataset.name,
+        "config": config_hash(identity),
+        "profile": request.profile,
+        "env_id": env_id,
+        "horizon": dataset.horizon,
+        "unit": dataset.unit,
+        "reference": dataset.reference,
+        "reference_source": dataset.reference_source,
+        "hyperparameters": asdict(hyper),
+        "data": {"fingerprint": dataset.fingerprint, **dataset.stats},
+        "protocol": {
+            "eval_interval": protocol.eval_interval,
+            "eval_episodes": protocol.eval_episodes,
+            "paper_protocol": protocol.paper_protocol,
+        },
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "device": device,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("torch", "tensordict", "gymnasium", "mujoco", "numpy", "rlobj-bench"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with ``+`` when files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _groups(task: Task, seeds: list[int], workers: int) -> tuple[list[Task], list[Path]]:
+    """Split a cell's seeds: groups that already train together stay together; new seeds are
+    spread over the workers (on a GPU there is one, so they train as one program)."""
+    record = task.record
+    folders = {
+        s: RunFolder(Path(task.out), record["dataset"], task.algorithm, task.config, s)
+        for s in seeds
+    }
+    done = [s for s in seeds if _finished(folders[s], task.steps)]
+    todo = [s for s in seeds if s not in done]
+    groups: list[tuple[int, ...]] = []
+    for group in _existing_groups(folders[seeds[0]].path.parent if seeds else Path()):
+        if any(s in todo for s in group):
+            groups.append(group)
+            todo = [s for s in todo if s not in group]
+    share = -(-len(todo) // max(1, min(workers, len(todo)))) if todo else 0
+    groups += [tuple(todo[i : i + share]) for i in range(0, len(todo), share)] if share else []
+    return [replace(task, seeds=g) for g in groups], [folders[s].path for s in done]
+
+
+def _finished(folder: RunFolder, steps: int) -> bool:
+    status = folder.status()
+    if status is None:
+        return False
+    return status["state"] == "diverged" or (status["state"] == "done" and status["step"] >= steps)
+
+
+def _existing_groups(cell: Path) -> list[tuple[int, ...]]:
+    found = sorted((cell / "checkpoints").glob("seeds-*"))
+    matches = [re.fullmatch(r"seeds-(\d+(?:-\d+)*)", f.name) for f in found]
+    return [tuple(int(s) for s in m.group(1).split("-")) for m in matches if m]

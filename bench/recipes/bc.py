@@ -1,0 +1,50 @@
+"""BC: behaviour cloning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from bench import nets
+from bench.engine.agent import Agent, Group, Phase
+from bench.recipe import Problem, Recipe
+from bench.recipes._common import actor_output, plain_table, transition_sampler
+from rlobj import BCLoss, LossModule
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """The BC baseline of Fujimoto & Gu 2021 (arXiv:2106.06860) as CORL runs it: TD3+BC's actor
+    trained on the squared error alone."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    batch_size: int = 256
+    lr: float = 3e-4
+    normalize: bool = True
+    normalize_eps: float = 1e-3
+
+
+def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
+    value, _ = loss.actor_loss(batch)
+    return {"loss_bc": value.mean()}
+
+
+def build(hp: Hyper, problem: Problem) -> Agent:
+    actor = nets.deterministic_actor(problem.observation, problem.action, hp.hidden)
+    phase = Phase("actor", terms, (Group(("actor_network_params",), hp.lr),))
+    return Agent(BCLoss(actor), (phase,), policy=actor_output)
+
+
+RECIPE = Recipe(
+    name="bc",
+    label="BC",
+    paper="Fujimoto & Gu 2021, arXiv:2106.06860 (baseline)",
+    hyper=Hyper,
+    build=build,
+    table=plain_table,
+    sampler=transition_sampler,
+    quick={"hidden": (128, 128), "batch_size": 128},
+)

@@ -1,0 +1,97 @@
+"""IQL: implicit Q-learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from bench import nets
+from bench.engine.agent import Agent, Group, Phase
+from bench.recipe import Problem, Recipe
+from bench.recipes._common import cosine, distribution_mode, plain_table, transition_sampler
+from rlobj import IQLLoss, LossModule
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Kostrikov et al. 2021 (arXiv:2110.06169), section 5 and the authors' code."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    batch_size: int = 256
+    lr: float = 3e-4
+    gamma: float = 0.99
+    tau: float = 0.005
+    expectile: float = 0.7
+    temperature: float = 3.0
+    dropout: float = 0.0
+    return_range: float = 0.0  # scale rewards so that returns span this much; 0: as they are
+    reward_bias: float = 0.0
+    schedule_steps: int = 0  # the actor's cosine decay ends here; 0: at the run's last step
+    normalize: bool = False
+    normalize_eps: float = 1e-3
+
+
+def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
+    """All three losses at the same parameters, as in the authors' update."""
+    value, v_info = loss.value_loss(batch)
+    qvalue, _ = loss.qvalue_loss(batch)
+    actor, info = loss.actor_loss(batch)
+    return {
+        "loss_value": value.mean(),
+        "loss_qvalue": qvalue.mean(),
+        "loss_actor": actor.mean(),
+        "value": v_info["value"].mean(),
+        "weight": info["weight"].mean(),
+    }
+
+
+def build(hp: Hyper, problem: Problem) -> Agent:
+    obs, act = problem.observation, problem.action.shape[0]
+    loss = IQLLoss(
+        nets.gaussian_actor(obs, problem.action, hp.hidden, hp.dropout),
+        nets.critics(2, obs, act, hp.hidden),
+        nets.value(obs, hp.hidden),
+        loss_function="l2",
+        temperature=hp.temperature,
+        expectile=hp.expectile,
+    )
+    loss.make_value_estimator(gamma=hp.gamma)
+    groups = (
+        Group(("value_network_params", "qvalue_network_params"), hp.lr),
+        Group(("actor_network_params",), hp.lr, schedule=cosine(hp.schedule_steps)),
+    )
+    phase = Phase("update", terms, groups, targets=("qvalue_network",))
+    return Agent(loss, (phase,), hp.tau, distribution_mode)
+
+
+def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
+    """Rewards scaled to the spread of episode returns (MuJoCo) and shifted (AntMaze)."""
+    data = plain_table(hp, transitions)
+    reward = data["next", "reward"]
+    scale = 1.0
+    if hp.return_range > 0:
+        returns = torch.zeros(int(transitions["episode"].max()) + 1, dtype=torch.float64)
+        returns.index_add_(0, transitions["episode"], reward.squeeze(-1).double())
+        scale = hp.return_range / float(returns.max() - returns.min())
+    return data.set(("next", "reward"), reward * scale + hp.reward_bias)
+
+
+RECIPE = Recipe(
+    name="iql",
+    label="IQL",
+    paper="Kostrikov et al. 2021, Offline RL with Implicit Q-Learning, arXiv:2110.06169",
+    hyper=Hyper,
+    build=build,
+    table=table,
+    sampler=transition_sampler,
+    quick={"hidden": (128, 128), "batch_size": 128},
+    overrides=(
+        ("gym-mujoco", {"return_range": 1000.0}),
+        ("adroit", {"temperature": 0.5, "dropout": 0.1}),
+        ("antmaze", {"temperature": 10.0, "expectile": 0.9, "reward_bias": -1.0}),
+    ),
+)

@@ -1,0 +1,78 @@
+"""TD3+BC: a minimalist approach to offline reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from bench import nets
+from bench.engine.agent import Agent, Group, Phase
+from bench.recipe import Problem, Recipe
+from bench.recipes._common import actor_output, plain_table, transition_sampler
+from rlobj import LossModule, TD3BCLoss
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Fujimoto & Gu 2021 (arXiv:2106.06860), table 3 and the authors' code (sfujim/TD3_BC)."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    batch_size: int = 256
+    lr: float = 3e-4
+    gamma: float = 0.99
+    tau: float = 0.005
+    alpha: float = 2.5
+    policy_noise: float = 0.2  # in units of the largest action
+    noise_clip: float = 0.5
+    policy_every: int = 2
+    normalize: bool = True
+    normalize_eps: float = 1e-3
+
+
+def critic_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
+    value, info = loss.qvalue_loss(batch)
+    return {"loss_qvalue": value.mean(), "q": info["pred_value"].mean()}
+
+
+def actor_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
+    value, info = loss.actor_loss(batch)
+    return {"loss_actor": value.mean(), "bc": info["bc_loss"], "lambda": info["lmbd"]}
+
+
+def build(hp: Hyper, problem: Problem) -> Agent:
+    obs, act = problem.observation, problem.action.shape[0]
+    largest = float(problem.action.high.abs().max())
+    loss = TD3BCLoss(
+        nets.deterministic_actor(obs, problem.action, hp.hidden),
+        nets.critics(2, obs, act, hp.hidden),
+        action_spec=problem.action,
+        policy_noise=hp.policy_noise * largest,
+        noise_clip=hp.noise_clip * largest,
+        alpha=hp.alpha,
+        loss_function="l2",
+    )
+    loss.make_value_estimator(gamma=hp.gamma)
+    critic = Phase("critic", critic_terms, (Group(("qvalue_network_params",), hp.lr),))
+    actor = Phase(
+        "actor",
+        actor_terms,
+        (Group(("actor_network_params",), hp.lr),),
+        every=hp.policy_every,
+        targets=("qvalue_network", "actor_network"),
+    )
+    return Agent(loss, (critic, actor), hp.tau, actor_output)
+
+
+RECIPE = Recipe(
+    name="td3_bc",
+    label="TD3+BC",
+    paper="Fujimoto & Gu 2021, A Minimalist Approach to Offline RL, arXiv:2106.06860",
+    hyper=Hyper,
+    build=build,
+    table=plain_table,
+    sampler=transition_sampler,
+    quick={"hidden": (128, 128), "batch_size": 128},
+)

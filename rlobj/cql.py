@@ -1,0 +1,228 @@
+"""Conservative Q-learning (Kumar et al. 2020, arXiv:2006.04779)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
+from torch import Tensor, nn
+
+from rlobj import noise
+from rlobj.modules.distributions import rsample_and_log_prob
+from rlobj.sac import EntropyLoss
+from rlobj.specs import bounds as bounds_of
+from rlobj.utils import ValueEstimators, distance_loss
+
+
+class CQLLoss(EntropyLoss):
+    """CQL(H) on top of soft actor-critic, as in the paper and its authors' code.
+
+    Args:
+        actor_network: stochastic actor.
+        qvalue_network: Q(s, a), one module (copied twice) or a list.
+        action_spec: bounds of the uniform action samples.
+        temperature: of the logsumexp over actions.
+        min_q_weight: alpha of the conservative penalty (eq. 4).
+        max_q_backup: bootstrap from the best of ``num_random`` actions.
+        deterministic_backup: leave the entropy out of the target.
+        num_random: sampled actions per state and kind (uniform, pi(s), pi(s')).
+        with_lagrange: tune alpha' so that the gap stays at ``lagrange_thresh`` (app. F, eq. 30).
+
+    Raises:
+        ValueError: when the action bounds are unknown.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        action: NestedKey = "action"
+        value: NestedKey = "state_value"
+        state_action_value: NestedKey = "state_action_value"
+        log_prob: NestedKey = "_log_prob"
+        pred_q1: NestedKey = "pred_q1"
+        pred_q2: NestedKey = "pred_q2"
+        priority: NestedKey = "td_error"
+        cql_q1_loss: NestedKey = "cql_q1_loss"
+        cql_q2_loss: NestedKey = "cql_q2_loss"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    default_value_estimator = ValueEstimators.TD0
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        qvalue_network: nn.Module | Sequence[nn.Module],
+        *,
+        loss_function: str = "smooth_l1",
+        alpha_init: float = 1.0,
+        min_alpha: float | None = None,
+        max_alpha: float | None = None,
+        action_spec: Any = None,
+        fixed_alpha: bool = False,
+        target_entropy: str | float = "auto",
+        delay_actor: bool = False,
+        delay_qvalue: bool = True,
+        temperature: float = 1.0,
+        min_q_weight: float = 1.0,
+        max_q_backup: bool = False,
+        deterministic_backup: bool = True,
+        num_random: int = 10,
+        with_lagrange: bool = False,
+        lagrange_thresh: float = 0.0,
+        reduction: str | None = None,
+        deactivate_vmap: bool = False,
+    ) -> None:
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap)
+        self.loss_function, self.temperature = loss_function, temperature
+        self.min_q_weight, self.num_random = min_q_weight, num_random
+        self.max_q_backup, self.deterministic_backup = max_q_backup, deterministic_backup
+        self.with_lagrange, self.lagrange_thresh = with_lagrange, lagrange_thresh
+        self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
+        if with_lagrange:
+            self.log_alpha_prime = nn.Parameter(torch.zeros(()))
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
+        self.convert_to_functional(
+            qvalue_network, "qvalue_network", expand_dim=2, create_target_params=delay_qvalue
+        )
+        spec = action_spec if action_spec is not None else getattr(actor_network, "spec", None)
+        entropy = self._resolve_target_entropy(target_entropy, spec)
+        self.register_buffer("target_entropy_buffer", torch.tensor(entropy))
+        low, high = bounds_of(spec)
+        self.register_buffer("low", low.detach().clone(), persistent=False)
+        self.register_buffer("high", high.detach().clone(), persistent=False)
+
+    @property
+    def out_keys(self) -> list[str]:
+        keys = ["loss_actor", "loss_actor_bc", "loss_qvalue", "loss_cql", "loss_alpha"]
+        keys += ["alpha", "entropy"]
+        return [*keys, "loss_alpha_prime"] if self.with_lagrange else keys
+
+    @out_keys.setter
+    def out_keys(self, values: list[str]) -> None:
+        raise AttributeError("out_keys follow from with_lagrange")
+
+    @property
+    def target_entropy(self) -> Tensor:
+        return self.target_entropy_buffer
+
+    def _q(self, tensordict: TensorDictBase, action: Tensor, **which: bool) -> Tensor:
+        """Q-values ``[n_critics, *action.shape[:-1]]``; leading sample axes of ``action`` beyond
+        the batch repeat the observations."""
+        keys = [k for k in self.qvalue_network.in_keys if k != self.tensor_keys.action]
+        lead = action.shape[: action.ndim - 1 - tensordict.ndim]
+        shape = action.shape[:-1]
+        seen = {k: tensordict.get(k) for k in keys}
+        inputs = {k: v.expand(*lead, *v.shape) for k, v in seen.items()}
+        inputs[self.tensor_keys.action] = action
+        out = self.run_network("qvalue_network", TensorDict(inputs, shape), **which)
+        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``alpha * log pi(a|s) - min_i Q_i(s, a)`` with ``a ~ pi``, per sample."""
+        action, log_prob = rsample_and_log_prob(self.distribution(tensordict))
+        q = self._q(tensordict, action, detach=True).min(0).values
+        return self.alpha * log_prob - q, {"log_prob": log_prob.detach()}
+
+    def actor_bc_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``alpha * log pi(b|s) - log pi(a|s)`` with ``b ~ pi`` and ``a`` from the data: the
+        warm-up objective of the authors' code."""
+        dist = self.distribution(tensordict)
+        _, log_prob = rsample_and_log_prob(dist)
+        data = dist.log_prob(tensordict.get(self.tensor_keys.action))
+        return self.alpha * log_prob - data, {"bc_log_prob": data.detach()}
+
+    def _next_value(self, tensordict: TensorDictBase) -> Tensor:
+        after = tensordict.get("next")
+        dist = self.distribution(after, target=True)
+        if self.max_q_backup:
+            actions, _ = rsample_and_log_prob(dist, (self.num_random,))
+            return self._q(after, actions, target=True).max(1).values.min(0).values
+        action, log_prob = rsample_and_log_prob(dist)
+        value = self._q(after, action, target=True).min(0).values
+        return value if self.deterministic_backup else value - self.alpha * log_prob
+
+    def q_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error summed over critics, per sample."""
+        with torch.no_grad():
+            target = self.bootstrap(tensordict, self._next_value(tensordict))
+        q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
+        loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
+        info = {"td_error": (q - target).detach().pow(2).max(0).values, "pred_value": q.detach()}
+        return loss, info
+
+    def _sampled_actions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Actions ``[3 n, *batch, a]`` (uniform, pi(s), pi(s')) and their log-densities.
+
+        One policy pass per observation, then ``n`` samples of it.
+        """
+        n, after = self.num_random, tensordict.get("next")
+        with torch.no_grad():
+            here, here_lp = rsample_and_log_prob(self.distribution(tensordict), (n,))
+            there, there_lp = rsample_and_log_prob(self.distribution(after), (n,))
+            span = (self.high - self.low).expand(here.shape[-1])
+            uniform = self.low + span * noise.uniform(here.shape, here)
+            uniform_lp = -span.log().sum().expand_as(here_lp)
+        return torch.cat([uniform, here, there]), torch.cat([uniform_lp, here_lp, there_lp])
+
+    def _gap(self, tensordict: TensorDictBase) -> Tensor:
+        """``T logsumexp_a(Q(s, a) / T - log mu(a)) - Q(s, a_data)``, ``[n_critics, *batch]``: the
+        importance-sampled soft maximum over all 3 n sampled actions of a state (app. F).
+
+        As in the authors' code the sum over samples is not divided by their number: a constant
+        that no gradient sees, but which published Lagrange thresholds include.
+        """
+        actions, log_density = self._sampled_actions(tensordict)
+        data = tensordict.get(self.tensor_keys.action)
+        q = self._q(tensordict, torch.cat([actions, data.unsqueeze(0)]))
+        sampled, q_data = q[:, :-1], q[:, -1]
+        weighted = sampled / self.temperature - log_density
+        return self.temperature * torch.logsumexp(weighted, 1) - q_data
+
+    def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The conservative penalty summed over critics, per sample (eq. 4); under Lagrange it is
+        ``alpha' (min_q_weight * gap - threshold)``."""
+        gap = self._gap(tensordict) * self.min_q_weight
+        info = {"cql_gap": gap.detach()}
+        if self.with_lagrange:
+            gap = self._alpha_prime().detach() * (gap - self.lagrange_thresh)
+        return gap.sum(0), info
+
+    def _alpha_prime(self) -> Tensor:
+        return self.log_alpha_prime.exp().clamp(0.0, 1e6)
+
+    def alpha_prime_loss(self, gap: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``-alpha' (gap - threshold)`` averaged over critics, per sample, from
+        ``cql_loss``'s ``cql_gap``."""
+        excess = (gap - self.lagrange_thresh).mean(0)
+        return -self._alpha_prime() * excess, {}
+
+    def alpha_loss(self, log_prob: Tensor) -> Tensor:
+        """Temperature loss per sample."""
+        return self._temperature_loss(log_prob, self.target_entropy)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._warn_if_targets_stand_still()
+        qvalue, q_info = self.q_loss(tensordict)
+        cql, cql_info = self.cql_loss(tensordict)
+        actor, info = self.actor_loss(tensordict)
+        bc, _ = self.actor_bc_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        out = {
+            "loss_actor": actor,
+            "loss_actor_bc": bc,
+            "loss_qvalue": qvalue,
+            "loss_cql": cql,
+            "loss_alpha": self.alpha_loss(info["log_prob"]),
+        }
+        if self.with_lagrange:
+            out["loss_alpha_prime"], _ = self.alpha_prime_loss(cql_info["cql_gap"])
+        reduced = {k: self.reduce(v, tensordict) for k, v in out.items()}
+        return TensorDict({**reduced, "alpha": self.alpha, "entropy": -info["log_prob"].mean()})

@@ -1,0 +1,128 @@
+"""Implicit Q-learning (Kostrikov et al. 2021, arXiv:2110.06169)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
+from torch import Tensor, nn
+
+from rlobj.common import LossModule
+from rlobj.utils import ValueEstimators, distance_loss
+
+_MAX_WEIGHT = 100.0  # the authors' cap on exp(temperature * advantage)
+
+
+class IQLLoss(LossModule):
+    """Implicit Q-learning: never asks a critic about an action outside the data.
+
+    Args:
+        actor_network: stochastic actor.
+        qvalue_network: Q(s, a), one module (copied ``num_qvalue_nets`` times) or a list.
+        value_network: V(s).
+        temperature: beta of the advantage-weighted regression (eq. 7).
+        expectile: tau of the value regression, in (0, 1) (eq. 5).
+        loss_function: "l1", "l2" or "smooth_l1" for the critics.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        value: NestedKey = "state_value"
+        action: NestedKey = "action"
+        log_prob: NestedKey = "_log_prob"
+        priority: NestedKey = "td_error"
+        state_action_value: NestedKey = "state_action_value"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+
+    default_value_estimator = ValueEstimators.TD0
+    out_keys = ["loss_actor", "loss_qvalue", "loss_value", "entropy"]
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        qvalue_network: nn.Module | Sequence[nn.Module],
+        value_network: nn.Module,
+        *,
+        num_qvalue_nets: int = 2,
+        loss_function: str = "smooth_l1",
+        temperature: float = 1.0,
+        expectile: float = 0.5,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+        deactivate_vmap: bool = False,
+    ) -> None:
+        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap)
+        if not 0 < expectile < 1:
+            raise ValueError(f"expectile must lie in (0, 1), got {expectile}")
+        self.temperature, self.expectile = temperature, expectile
+        self.loss_function = loss_function
+        self.convert_to_functional(actor_network, "actor_network")
+        policy = list(actor_network.parameters()) if separate_losses else None
+        self.convert_to_functional(value_network, "value_network", compare_against=policy)
+        self.convert_to_functional(
+            qvalue_network,
+            "qvalue_network",
+            expand_dim=num_qvalue_nets,
+            create_target_params=True,
+            compare_against=policy,
+        )
+
+    def _min_target_q(self, tensordict: TensorDictBase) -> Tensor:
+        out = self.run_network("qvalue_network", tensordict, target=True)
+        q = out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return q.detach().min(0).values
+
+    def _v(self, tensordict: TensorDictBase, **which: bool) -> Tensor:
+        out = self.run_network("value_network", tensordict, **which)
+        return out.get(self.tensor_keys.value).squeeze(-1)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``-min(exp(beta * (Q(s, a) - V(s))), 100) * log pi(a|s)`` per sample (eq. 7)."""
+        dist = self.distribution(tensordict)
+        log_prob = dist.log_prob(tensordict.get(self.tensor_keys.action))
+        advantage = self._min_target_q(tensordict) - self._v(tensordict, detach=True).detach()
+        weight = (self.temperature * advantage).exp().clamp(max=_MAX_WEIGHT)
+        entropy = -log_prob.detach().mean()
+        return -weight * log_prob, {"entropy": entropy, "weight": weight}
+
+    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Expectile regression of V(s) onto min Q(s, a), per sample (eq. 5)."""
+        value = self._v(tensordict)
+        difference = self._min_target_q(tensordict) - value
+        return self.loss_value_diff(difference, self.expectile), {"value": value.detach()}
+
+    @staticmethod
+    def loss_value_diff(diff: Tensor, expectile: float = 0.8) -> Tensor:
+        """``|tau - 1(u < 0)| u^2``, element-wise."""
+        below = (diff < 0).to(diff.dtype)
+        return (expectile - below).abs() * diff.pow(2)
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error against ``r + gamma V(s')``, summed over critics, per sample (eq. 6)."""
+        with torch.no_grad():
+            target = self.bootstrap(tensordict, self._v(tensordict.get("next"), detach=True))
+        out = self.run_network("qvalue_network", tensordict)
+        q = out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
+        return loss, {"td_error": (q - target).detach().pow(2).max(0).values}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._warn_if_targets_stand_still()
+        actor, info = self.actor_loss(tensordict)
+        qvalue, q_info = self.qvalue_loss(tensordict)
+        value, _ = self.value_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        return TensorDict(
+            {
+                "loss_actor": self.reduce(actor, tensordict),
+                "loss_qvalue": self.reduce(qvalue, tensordict),
+                "loss_value": self.reduce(value, tensordict),
+                "entropy": info["entropy"],
+            }
+        )

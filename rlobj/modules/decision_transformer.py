@@ -1,0 +1,129 @@
+"""A causal transformer over (return-to-go, observation, action) tokens (Chen et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlobj.modules.distributions import Dropout
+
+
+class CausalBlock(nn.Module):
+    """Pre-norm attention and feed-forward, as in GPT-2.
+
+    Args:
+        width: size of a token.
+        heads: attention heads; divides ``width``.
+        dropout: on attention weights and both residual branches.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide a width of {width}")
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop_attention, self.drop = Dropout(dropout), Dropout(dropout)
+
+    def attend(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """``x [B, T, width]``; ``allowed [B, 1, T, T]`` says which token sees which."""
+        b, t, width = x.shape
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5
+        scores = scores.masked_fill(~allowed, torch.finfo(x.dtype).min)
+        weights = self.drop_attention(scores.softmax(-1))
+        return self.out((weights @ v).transpose(1, 2).reshape(b, t, width))
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        x = x + self.drop(self.attend(self.norm1(x), allowed))
+        return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
+
+
+class DecisionTransformer(nn.Module):
+    """Predicts the action of each step from returns-to-go, observations and earlier actions.
+
+    Args:
+        state_dim, action_dim: sizes of an observation and an action.
+        width, layers, heads, dropout: of the transformer.
+        max_timestep: number of learned time-step embeddings.
+        max_action: actions are squashed by tanh to ``[-max_action, max_action]``; None leaves
+            them as they come.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        *,
+        width: int = 128,
+        layers: int = 3,
+        heads: int = 1,
+        dropout: float = 0.1,
+        max_timestep: int = 1000,
+        max_action: Tensor | float | None = 1.0,
+    ) -> None:
+        super().__init__()
+        self.embed_return = nn.Linear(1, width)
+        self.embed_state = nn.Linear(state_dim, width)
+        self.embed_action = nn.Linear(action_dim, width)
+        self.embed_time = nn.Embedding(max_timestep + 1, width)
+        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = Dropout(dropout)
+        self.blocks = nn.ModuleList([CausalBlock(width, heads, dropout) for _ in range(layers)])
+        self.head = nn.Linear(width, action_dim)
+        scale = None if max_action is None else torch.as_tensor(max_action, dtype=torch.float32)
+        self.register_buffer("max_action", scale)
+        self.apply(_init)
+
+    def forward(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Actions ``[B, T, action_dim]``.
+
+        Args:
+            observation ``[B, T, state_dim]``, action ``[B, T, action_dim]``, return_to_go
+            ``[B, T, 1]``, timestep ``[B, T]`` (integers, or floats that hold them).
+            mask: ``[B, T]``, False where a step is padding, which no token attends to.
+        """
+        b, t, _ = observation.shape
+        time = self.embed_time(timestep.reshape(b, t).long().clamp(0, self.embed_time.num_embeddings - 1))
+        tokens = torch.stack(
+            [
+                self.embed_return(return_to_go) + time,
+                self.embed_state(observation) + time,
+                self.embed_action(action) + time,
+            ],
+            2,
+        ).reshape(b, 3 * t, -1)
+        x = self.drop(self.norm_in(tokens))
+        allowed = self._allowed(b, t, mask, x.device)
+        for block in self.blocks:
+            x = block(x, allowed)
+        out = self.head(self.norm_out(x).reshape(b, t, 3, -1)[:, :, 1])
+        return out if self.max_action is None else out.tanh() * self.max_action
+
+    @staticmethod
+    def _allowed(b: int, t: int, mask: Tensor | None, device: torch.device) -> Tensor:
+        causal = torch.ones(3 * t, 3 * t, dtype=torch.bool, device=device).tril()
+        if mask is None:
+            return causal.expand(b, 1, 3 * t, 3 * t)
+        keys = mask.reshape(b, t, 1).expand(b, t, 3).reshape(b, 1, 1, 3 * t)
+        # a padded token sees itself, so that no row of the softmax is empty
+        itself = torch.eye(3 * t, dtype=torch.bool, device=device)
+        return (causal & keys) | itself
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
