@@ -170,9 +170,12 @@ class LossModule(TensorDictModuleBase):
         return [n for n, facts in self._networks.items() if facts["delayed"]]
 
     def __getattr__(self, item: str) -> Any:
-        if item.startswith("target_") and item.endswith("_params"):
-            return getattr(self, item[len("target_") :]).data
-        return super().__getattr__(item)
+        try:
+            return super().__getattr__(item)
+        except AttributeError:
+            if item.startswith("target_") and item.endswith("_params"):
+                return getattr(self, item.removeprefix("target_")).data
+            raise
 
     def mark_updated(self) -> None:
         """Called by a target updater: silences the warning about targets that never move."""

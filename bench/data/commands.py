@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.data import build
 from bench.data.card import cards
 from bench.data.checks import render, report
 from bench.data.combine import combine
@@ -78,6 +79,8 @@ def register(subparsers: Any) -> None:
     export.add_argument("minari_id", metavar="MINARI_ID", help="for example mine/hopper-v0")
     export.add_argument("--root", type=Path, help="folder of Minari datasets to write to")
     _load_options(export)
+
+    build.register(commands)
 
     combining = _add(commands, "combine", "join datasets in a file", COMBINE_HELP, run_combine)
     combining.add_argument("out", type=Path, metavar="OUT.hdf5", help="file to write")

@@ -67,7 +67,8 @@ class TracedPhase:
     ) -> None:
         self.loss, self.phase = loss, phase
         prefixes = [p for g in phase.groups for p in g.tensors]
-        self.trained = matching(list(stacked), prefixes)
+        parameters = [n for n, t in loss.tensors().items() if isinstance(t, torch.nn.Parameter)]
+        self.trained = matching(parameters, prefixes)
         self.fixed = [n for n in stacked if n not in set(self.trained)]
         self.batch_keys = list(batch.keys(True, True))
         self.batch_shape = batch.batch_size[1:]

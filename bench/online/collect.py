@@ -153,22 +153,20 @@ class Collection:
         meta = {"updates": self.trainer.step, "episode": self.episode, "curve": self.curve}
         save_checkpoint(self.folder, self.replay.size, tensors, meta)
 
+    def sample_action(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """An action of the current policy, its noise drawn from ``rng``."""
+        width = self.problem.action.shape[0]
+        seen = torch.as_tensor(observation, dtype=torch.float32)
+        eps = torch.as_tensor(rng.standard_normal(width), dtype=torch.float32)
+        inputs = {"observation": seen.reshape(1, 1, -1), "noise": eps.reshape(1, 1, -1)}
+        return self._explore(self.trainer.tensors, TensorDict(inputs, [1, 1])).reshape(-1).numpy()
+
     def _action(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if self.replay.size >= self.hp.start_steps:
+            return self.sample_action(observation, rng)
         spec = self.problem.action
-        width = spec.shape[0]
-        if self.replay.size < self.hp.start_steps:
-            u = torch.as_tensor(rng.random(width), dtype=torch.float32)
-            return (spec.low + (spec.high - spec.low) * u).numpy()
-        observed = TensorDict(
-            {
-                "observation": torch.as_tensor(observation, dtype=torch.float32).reshape(1, 1, -1),
-                "noise": torch.as_tensor(rng.standard_normal(width), dtype=torch.float32).reshape(
-                    1, 1, -1
-                ),
-            },
-            [1, 1],
-        )
-        return self._explore(self.trainer.tensors, observed).reshape(-1).numpy()
+        u = torch.as_tensor(rng.random(spec.shape[0]), dtype=torch.float32)
+        return (spec.low + (spec.high - spec.low) * u).numpy()
 
     def _run_episode(self) -> None:
         start = stream_seed(self.seed, _EXPLORATION_STREAM, self.episode)

@@ -37,8 +37,11 @@ class Row:
         return self.label_among([])
 
     def label_among(self, rows: list[Row]) -> str:
-        """The label without the words that all of ``rows`` (of one figure) share."""
-        shared = [len({row.words[i] for row in rows}) == 1 for i in range(4)]
+        """The label without the words that all of ``rows`` (of one figure) share; a configuration
+        needs words among those of its own algorithm only."""
+        own = [row for row in rows if row.key[0] == self.key[0]]
+        groups = [rows, rows, rows, own]
+        shared = [len({row.words[i] for row in group}) == 1 for i, group in enumerate(groups)]
         words = ", ".join(w for w, same in zip(self.words, shared, strict=True) if w and not same)
         return f"{self.name} ({words})" if words else self.name
 
@@ -173,7 +176,7 @@ def _differing(group: list[Run]) -> set[str]:
 
 
 def _spell(run: Run, keys: list[str]) -> str:
-    return ", ".join(f"{key}={run.features.get(key)}" for key in keys)
+    return ", ".join(f"{key}={run.features[key]}" for key in keys if key in run.features)
 
 
 def _rows(runs: list[Run], keys: Iterable[RowKey]) -> list[Row]:

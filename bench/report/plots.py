@@ -257,7 +257,7 @@ def _labels(cells: list[tuple[Row, Cell]]) -> list[str]:
     """The rows' names, as short as this figure allows; seeds where some are missing."""
     rows = [row for row, _ in cells]
     return [
-        row.label_among(rows) + (f" [{c.n}/{len(c.runs)} seeds]" if c.n < len(c.runs) else "")
+        row.label_among(rows) + (f" [{c.n}/{len(c.runs)}\u00a0seeds]" if c.n < len(c.runs) else "")
         for row, c in cells
     ]
 

@@ -101,6 +101,13 @@ def test_bad_cards_name_file_and_key(root, change, text):
         load("toy/a-v0")
 
 
+def test_defaults_are_shared_and_can_be_replaced(root):
+    shared = CARD.format(name="a").replace('["toy/a-v0"]', "[defaults]")
+    add(root, shared + '["toy/c-v0"]\n["toy/d-v0"]\nlicence = "CC-BY-4.0"\n')
+    assert [cards()[f"toy/{name}-v0"].licence for name in "cd"] == ["MIT", "CC-BY-4.0"]
+    assert load("toy/d-v0").stats["episodes"] == 3
+
+
 def test_an_id_in_two_files(root):
     add(root, CARD.format(name="a"))
     with pytest.raises(ConfigError, match=r"toy\.toml: toy/a-v0: is defined twice"):

@@ -112,10 +112,21 @@ def test_text_of_a_report(tmp_path):
 def test_a_few_duplicates_are_a_note_only(tmp_path):
     data = tidy()
     for key in ("observations", "actions", "rewards"):
-        data[key][300] = data[key][7]
+        data[key][300:304] = data[key][7]  # 1 % of the rows
     found = facts(tmp_path, data)
-    assert found["duplicates"] == 1 and found["anomalies"] == []
-    assert "1 transitions repeat an earlier one" in found["notes"]
+    assert found["duplicates"] == 4 and found["anomalies"] == []
+    assert "4 transitions repeat an earlier one" in found["notes"]
+    for key in ("observations", "actions", "rewards"):
+        data[key][304] = data[key][7]
+    assert facts(tmp_path, data)["anomalies"] == ["5 transitions repeat an earlier one"]
+
+
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards"])
+def test_rows_that_differ_in_one_array_are_no_duplicates(tmp_path, key):
+    data = tidy()
+    for other in {"observations", "actions", "rewards"} - {key}:
+        data[other][300] = data[other][7]
+    assert facts(tmp_path, data)["duplicates"] == 0
 
 
 def bench(*words):

@@ -70,6 +70,11 @@ def test_statistics_are_those_of_the_episodes(path):
     assert all(type(value) in (int, float) for value in stats.values())
 
 
+def test_returns_are_summed_in_double_precision(path):
+    data = columns((3,), "X") | {"rewards": np.array([1, 2**24, 1], np.float32)}
+    assert load(write(path, data)).stats["return_mean"] == 2**24 + 2
+
+
 def test_terminated_and_truncated_stay_apart(path):
     td = load(write(path, columns(flags="XTX"))).transitions
     assert torch.nonzero(td["next", "truncated"][:, 0]).flatten().tolist() == [3, 11]

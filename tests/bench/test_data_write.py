@@ -62,3 +62,10 @@ def test_written_files_are_compressed_and_hold_provenance(tmp_path):
         for key in file:
             assert (file[key].compression_opts, file[key].shuffle) == (9, True)
         assert file["observations"].dtype == np.float32
+
+
+def test_an_unfinished_episode_needs_no_extra_key(tmp_path):
+    dataset = load(write(tmp_path / "a.hdf5", columns(flags="XT-")))
+    write_flat(tmp_path / "b.hdf5", dataset.transitions, env_id="Pendulum-v1")
+    with h5py.File(tmp_path / "b.hdf5") as file:
+        assert "episode_lengths" not in file

@@ -150,7 +150,7 @@ def test_unfinished_rows_are_drawn_and_marked(tmp_path):
     make_run(tmp_path, "awac", "d4rl/walker2d-medium-expert-v2", state="running", steps=1_000_000)
     summary = summarise(collect(tmp_path))
     figure = draw(summary, "curves")
-    assert "AWAC [0/1 seeds]" in {line.get_label() for line in figure.axes[0].get_lines()}
+    assert any(text.startswith("AWAC [0/1 seeds]") for text in words(figure))
     assert any("no seed is finished" in text for text in words(figure))
     labels = [t.get_text() for t in draw(summary, "scores").axes[0].get_yticklabels()]
     assert not any("AWAC" in label for label in labels)
@@ -168,6 +168,19 @@ def test_an_algorithm_has_one_colour_everywhere_and_variants_differ_in_style(tmp
     assert all(len({colour for colour, _ in found}) == 1 for found in by_algorithm.values())
     assert len({found[0][0] for found in by_algorithm.values()}) == 5
     assert len({str(dashes) for _, dashes in by_algorithm["iql"]}) == 2
+
+
+def test_labels_in_a_figure_say_only_what_differs_there(tmp_path):
+    make_run(tmp_path, "iql", "a", hyper={"tau": 1})
+    make_run(tmp_path, "iql", "b", hyper={"tau": 1})
+    make_run(tmp_path, "iql", "b", hyper={"tau": 2})
+    make_run(tmp_path, "bc", "b", hyper={})
+    summary = summarise(collect(tmp_path))
+    assert [row.label for row in summary.rows] == ["BC", "IQL (tau=1)", "IQL (tau=2)"]
+    shown = [
+        [t.get_text() for t in draw(summary, "scores", k).axes[0].get_yticklabels()] for k in (0, 1)
+    ]
+    assert shown == [["IQL"], ["BC", "IQL (tau=1)", "IQL (tau=2)"]]
 
 
 def test_more_algorithms_than_colours_still_differ(tmp_path):

@@ -1,0 +1,193 @@
+"""The engine against a loop that anybody can check, seed by seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.engine.cell import problem_of, training_table
+from bench.engine.trainer import NoiseBlocks, Trainer, build_agents
+from bench.recipe import Recipe, load_recipe
+from rlobj import noise
+
+SMALL: dict[str, dict[str, Any]] = {
+    "bc": {"hidden": (8, 8), "batch_size": 5},
+    "td3_bc": {"hidden": (8, 8), "batch_size": 5, "tau": 0.1},
+    "iql": {"hidden": (8, 8), "batch_size": 5, "tau": 0.1, "dropout": 0.1, "schedule_steps": 9},
+    "cql": {"hidden": (8, 8), "batch_size": 5, "num_random": 3, "lagrange": True, "tau": 0.1},
+    "dt": {"width": 8, "layers": 1, "batch_size": 5, "context": 4, "warmup_steps": 4},
+    "sac": {"hidden": (8, 8), "batch_size": 5, "tau": 0.1},
+}
+STEPS = 6
+
+
+class Setup:
+    """A recipe at toy size on toy data."""
+
+    def __init__(self, name: str, dataset: SimpleNamespace) -> None:
+        self.recipe: Recipe = load_recipe(name)
+        hyper = replace(self.recipe.hyper(), **SMALL[name])
+        self.hyper = hyper
+        normalized = SimpleNamespace(normalize=getattr(hyper, "normalize", False), normalize_eps=1e-3)
+        self.problem = problem_of(dataset, normalized)
+        table = training_table(self.recipe, hyper, dataset.transitions, self.problem)
+        self.sampler = self.recipe.sampler(hyper, table, torch.device("cpu"))
+
+    def build(self) -> Any:
+        return self.recipe.build(self.hyper, self.problem)
+
+    def trainer(self, *seeds: int) -> Trainer:
+        return Trainer(self.build, seeds, self.sampler, total_steps=STEPS)
+
+
+@pytest.fixture(params=sorted(SMALL))
+def setup(request: pytest.FixtureRequest, dataset: SimpleNamespace) -> Setup:
+    return Setup(request.param, dataset)
+
+
+def slow_loop(setup: Setup, seed: int, steps: int) -> dict[str, torch.Tensor]:
+    """One seed with modules, autograd and torch's plain optimizers: no trace, no stacking."""
+    agent = build_agents(setup.build, [seed])[0]
+    recorder_draws = [_draws(agent, p, setup) for p in agent.phases]
+    blocks = NoiseBlocks([seed], setup.sampler, sum(recorder_draws, []), "cpu")
+    optimizers = [_optimizer(agent, p) for p in agent.phases]
+    for step in range(1, steps + 1):
+        index, tape = blocks.at(step)
+        batch = setup.sampler.gather(index)[0]
+        for phase, draws, (optimizer, groups) in zip(
+            agent.phases, recorder_draws, optimizers, strict=True
+        ):
+            mine, tape = tape[: len(draws)], tape[len(draws) :]
+            if step % phase.every:
+                continue
+            with noise.using(noise.Tape([t[0] for t in mine])):
+                terms = phase.terms(agent.loss, batch)
+            optimizer.zero_grad()
+            agent.loss.zero_grad()
+            sum(v for k, v in terms.items() if k.startswith("loss_")).backward()
+            if phase.clip_norm is not None:
+                _clip([p for g in groups for p in g], phase.clip_norm)
+            for spec, group in zip(phase.groups, optimizer.param_groups, strict=True):
+                if spec.schedule is not None:
+                    group["lr"] = spec.lr * spec.schedule(step - 1, STEPS)
+            optimizer.step()
+            for net in phase.targets:
+                _polyak(agent.loss, net, agent.tau)
+    return {k: v.detach().clone() for k, v in agent.loss.tensors().items()}
+
+
+def _draws(agent: Any, phase: Any, setup: Setup) -> list[noise.Draw]:
+    recorder = noise.Recorder()
+    with noise.using(recorder):
+        phase.terms(agent.loss, setup.sampler.gather(torch.zeros(1, 5, dtype=torch.long))[0])
+    return recorder.draws
+
+
+def _optimizer(agent: Any, phase: Any) -> tuple[torch.optim.Optimizer, list[list[torch.Tensor]]]:
+    named = {n: t for n, t in agent.loss.tensors().items() if isinstance(t, torch.nn.Parameter)}
+    groups = [
+        [t for n, t in named.items() if any(n == p or n.startswith(p + ".") for p in g.tensors)]
+        for g in phase.groups
+    ]
+    specs = [
+        {"params": params, "lr": g.lr, "weight_decay": g.weight_decay}
+        for params, g in zip(groups, phase.groups, strict=True)
+    ]
+    cls = torch.optim.AdamW if phase.groups[0].decoupled else torch.optim.Adam
+    return cls(specs, foreach=False), groups
+
+
+def _clip(params: list[torch.Tensor], limit: float) -> None:
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in params))
+    for p in params:
+        p.grad *= min(1.0, float(limit / (norm + 1e-6)))
+
+
+def _polyak(loss: Any, net: str, tau: float) -> None:
+    tensors = loss.tensors()
+    for name, target in tensors.items():
+        if name.startswith(f"target_{net}_params."):
+            online = tensors[name.removeprefix("target_")]
+            target.data.copy_((1 - tau) * target.data + tau * online.data)
+
+
+def test_equals_a_slow_loop(setup: Setup) -> None:
+    """Catches: gradients reaching the wrong weights (memory layout), a skipped or extra phase,
+    wrong targets, schedules off by one, clipping across seeds, noise in the wrong order."""
+    trainer = setup.trainer(3)
+    for _ in range(STEPS):
+        trainer.update()
+    expected = slow_loop(setup, 3, STEPS)
+    start = {k: v[0] for k, v in setup.trainer(3).tensors.items()}
+    moved = [k for k in expected if not torch.equal(expected[k], start[k])]
+    assert moved, "nothing was trained"
+    for name, value in expected.items():
+        torch.testing.assert_close(trainer.tensors[name][0], value, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_stacked_seeds_equal_each_seed_alone(setup: Setup) -> None:
+    together, first, second = setup.trainer(0, 1), setup.trainer(0), setup.trainer(1)
+    for _ in range(STEPS):
+        for trainer in (together, first, second):
+            trainer.update()
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first.tensors.values(), second.tensors.values(), strict=True)
+    ), "two seeds are the same"
+    for name, stacked in together.tensors.items():
+        for row, alone in enumerate((first, second)):
+            torch.testing.assert_close(
+                stacked[row], alone.tensors[name][0], rtol=1e-5, atol=1e-6, msg=name
+            )
+
+
+def test_resume_is_bit_exact(setup: Setup) -> None:
+    straight, broken = setup.trainer(0, 1), setup.trainer(0, 1)
+    for _ in range(STEPS):
+        straight.update()
+    for _ in range(3):
+        broken.update()
+    saved = {k: v.clone() for k, v in broken.state().items()}
+    again = setup.trainer(0, 1)
+    again.load_state(3, saved)
+    for _ in range(STEPS - 3):
+        again.update()
+    expected, found = straight.state(), again.state()
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert straight.read_metrics() == again.read_metrics()
+
+
+def test_noise_blocks_depend_on_seed_and_step_alone(dataset: SimpleNamespace) -> None:
+    setup = Setup("sac", dataset)
+    draws = [noise.Draw("normal", (2,))]
+    one, both = (NoiseBlocks(s, setup.sampler, draws, "cpu") for s in ([1], [0, 1]))
+    for step in (1, 2, 101, 2):
+        index, (eps,) = one.at(step)
+        both_index, (both_eps,) = both.at(step)
+        assert torch.equal(index[0], both_index[1]) and torch.equal(eps[0], both_eps[1])
+    assert not torch.equal(one.at(1)[1][0], one.at(2)[1][0])
+
+
+def test_only_transitions_with_a_known_next_observation_are_sampled(
+    dataset: SimpleNamespace,
+) -> None:
+    setup = Setup("sac", dataset)
+    n = int(dataset.transitions["valid_next"].sum())
+    assert setup.sampler.packed.data.shape[0] == n == len(dataset.transitions) - 1
+
+
+def test_windows_stop_at_the_end_of_an_episode(dataset: SimpleNamespace) -> None:
+    setup = Setup("dt", dataset)
+    batch = setup.sampler.gather(torch.tensor([[7, 0]]))
+    mask = batch["collector", "mask"][0]
+    assert mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert batch["t"][0, 0].tolist() == [7.0, 8.0, 0.0, 0.0]
+    reward = dataset.transitions["next", "reward"].squeeze(-1)
+    to_go = batch["return_to_go"][0, 1, :, 0] * setup.hyper.return_scale
+    expected = torch.stack([reward[i:9].sum() for i in range(4)])
+    torch.testing.assert_close(to_go, expected)
