@@ -186,7 +186,7 @@ def _record(
         "reference": dataset.reference,
         "reference_source": dataset.reference_source,
         "hyperparameters": asdict(hyper),
-        "data": {"fingerprint": dataset.fingerprint, **dataset.stats},
+        "data": {"fingerprint": dataset.fingerprint, "stats": dataset.stats},
         "protocol": {
             "eval_interval": protocol.eval_interval,
             "eval_episodes": protocol.eval_episodes,

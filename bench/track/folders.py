@@ -96,8 +96,10 @@ def unsent(path: Path, columns: int, mark: str, durable: int) -> tuple[list[list
     rows: list[list[str]] = []
     for line in content[offset:].splitlines(keepends=True):
         fields = line.decode(errors="replace").rstrip("\n").split(",")
+        if not line.endswith(b"\n"):  # it is being written
+            break
         if offset:  # not the header
-            if not line.endswith(b"\n") or int(fields[0]) > durable:
+            if int(fields[0]) > durable:
                 break
             if len(fields) != columns:
                 raise ValueError(f"{path}: a damaged row at byte {offset}")
@@ -113,7 +115,7 @@ def digest(content: bytes | str) -> str:
 
 def values(metrics: list[list[str]], scores: list[list[str]]) -> list[Value]:
     """What MLflow gets: the metrics as they are, and the mean of every evaluation."""
-    values = [(_clean(name), float(value), int(step)) for step, name, value in metrics]
+    found = [(_clean(name), float(value), int(step)) for step, name, value in metrics]
     columns = {"eval/return": 2, "eval/length": 3, "eval/normalized_score": 4}
     by_step: dict[int, list[list[str]]] = {}
     for row in scores:
@@ -122,8 +124,8 @@ def values(metrics: list[list[str]], scores: list[list[str]]) -> list[Value]:
         for name, column in columns.items():
             cells = [row[column] for row in rows]
             if all(cells):
-                values.append((name, sum(map(float, cells)) / len(cells), step))
-    return values
+                found.append((name, sum(map(float, cells)) / len(cells), step))
+    return found
 
 
 def stamp(folder: Path) -> tuple[object, ...]:

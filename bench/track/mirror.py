@@ -44,7 +44,7 @@ class SyncReport:
         return "\n".join([text, *(f"left out: {problem}" for problem in self.problems)])
 
 
-# -- the store ---------------------------------------------------------------------------------------
+# -- the store -------------------------------------------------------------------------------------
 
 
 def default_uri(out: Path) -> str:
@@ -64,11 +64,12 @@ def import_mlflow() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # we come back ourselves
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.tracking  # noqa: F401
+    for name in ("mlflow", "alembic"):  # after the import, which sets them
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def init_store(uri: str) -> None:
                 connection.close()
 
 
-# -- the mirror --------------------------------------------------------------------------------------
+# -- the mirror ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -186,8 +187,8 @@ class Mirror:
         cells = set()
         for folder in iter_runs(self.out):
             report.runs += 1
-            stamp = stamp(folder)
-            if self._seen.get(str(folder)) == stamp:
+            now = stamp(folder)
+            if self._seen.get(str(folder)) == now:
                 continue
             try:
                 seed = read_seed(self.out, folder)
@@ -198,7 +199,7 @@ class Mirror:
                                        f"{folder}: {error}")  # fmt: skip
                 continue
             cells.add(seed.cell)
-            self._seen[str(folder)] = stamp
+            self._seen[str(folder)] = now
         for cell in sorted(cells):
             self._close_cell(cell)
         self._send_comparison(report)
