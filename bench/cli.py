@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError, ConfigError
 
@@ -79,13 +80,25 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="hyper-parameters", dest="settings"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyper-parameters",
+        dest="settings",
     )
     parser.add_argument("--env-id", help="environment to evaluate in, for bare files")
+    parser.add_argument(
+        "--eval-interval", type=_positive, metavar="N", help="steps between evaluations"
+    )
+    parser.add_argument(
+        "--eval-episodes", type=_positive, metavar="N", help="episodes per evaluation and seed"
+    )
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
     parser.add_argument(
         "--strict", action="store_true", help="actions outside the bounds are an error"
     )
+    parser.add_argument("--no-report", action="store_true", help="train only")
     parser.add_argument("--no-mlflow", action="store_true", help="do not mirror into MLflow")
     _add_out(parser)
     parser.set_defaults(handler=_run)
@@ -132,6 +145,8 @@ def _run(args: argparse.Namespace) -> int:
         out=args.out,
         env_id=args.env_id,
         strict=args.strict,
+        eval_interval=args.eval_interval,
+        eval_episodes=args.eval_episodes,
     )
     workers = args.workers or default_workers(resolve_device(args.device))
     plan = make_plan(request, workers)
@@ -142,15 +157,17 @@ def _run(args: argparse.Namespace) -> int:
     if outcome.interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
-    _report(args.out, plan.algorithms, plan.datasets)
+    if not args.no_report:
+        _report(args.out, plan.algorithms, plan.datasets)
     return 1 if outcome.failed else 0
 
 
-class _mirror:  # noqa: N801 - reads as a block
+class _mirror:
     """MLflow follows the run folders while training goes on; it never holds training up."""
 
     def __init__(self, out: Path, wanted: bool) -> None:
-        self.out, self.wanted, self.follower = out, wanted, None
+        self.out, self.wanted = out, wanted
+        self.follower: Any = None
 
     def __enter__(self) -> None:
         if not self.wanted:

@@ -1,4 +1,4 @@
-"""Rollouts: all seeds and episodes of an evaluation step together, one policy call per time step."""
+"""Rollouts: all seeds and episodes of an evaluation together, one policy call per time step."""
 
 from __future__ import annotations
 

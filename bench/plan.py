@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,6 +54,16 @@ class Request:
     out: Path = Path("results")
     env_id: str | None = None
     strict: bool = False
+    eval_interval: int | None = None  # instead of the profile's
+    eval_episodes: int | None = None
+
+    @property
+    def protocol(self) -> Protocol:
+        """The profile's protocol with what was asked for instead; then it is not the paper's."""
+        chosen = {"eval_interval": self.eval_interval, "eval_episodes": self.eval_episodes}
+        changed = {k: v for k, v in chosen.items() if v is not None}
+        base = PROFILES[self.profile]
+        return replace(base, **changed, paper_protocol=base.paper_protocol and not changed)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def check_fit(recipe: Recipe, dataset: Any) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """"auto" is CUDA where there is one."""
+    """The torch device: "auto" is CUDA where there is one."""
     import torch
 
     if name == "auto":
@@ -123,7 +133,7 @@ def _domain(family: str) -> str:
 def _cell(
     request: Request, recipe: Recipe, ref: str, dataset: Any, device: str, workers: int
 ) -> tuple[list[Task], list[Path]]:
-    protocol = PROFILES[request.profile]
+    protocol = request.protocol
     quick = request.profile == "quick"
     steps = request.steps or (recipe.quick_steps if quick else recipe.steps)
     names = (dataset.name, dataset.family, _domain(dataset.family))

@@ -33,7 +33,9 @@ class MarkovPolicy:
 
     def act(self, observation: Tensor) -> Tensor:
         seen = normalized(observation, self.problem)
-        return self._program(self.trainer.tensors, TensorDict({"observation": seen}, seen.shape[:2]))
+        return self._program(
+            self.trainer.tensors, TensorDict({"observation": seen}, seen.shape[:2])
+        )
 
     def observe(self, reward: Tensor) -> None: ...
 
@@ -82,7 +84,8 @@ class SequencePolicy:
         """Where the current step stands: the window fills from the left, then slides."""
         if self.step < self.context:
             return self.step
-        for value in self.window.values(True, True):
+        for key in self.window.keys(True, True):
+            value = self.window.get(key)
             value[:, :, :-1] = value[:, :, 1:].clone()
         return self.context - 1
 

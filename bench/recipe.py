@@ -118,9 +118,13 @@ def recipe_names() -> tuple[str, ...]:
     """Names of all recipes, by file name."""
     import bench.recipes
 
-    return tuple(sorted(m.name
-        for m in pkgutil.iter_modules(bench.recipes.__path__)
-        if not m.name.startswith("_")))
+    return tuple(
+        sorted(
+            m.name
+            for m in pkgutil.iter_modules(bench.recipes.__path__)
+            if not m.name.startswith("_")
+        )
+    )
 
 
 def load_recipe(name: str) -> Recipe:

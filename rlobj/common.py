@@ -21,7 +21,7 @@ from tensordict.utils import Buffer
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from rlobj.utils import ValueEstimators, default_value_kwargs, value_type_of
+from rlobj.utils import ValueEstimators, default_value_kwargs, value_type_of, weight_like
 
 _REDUCTIONS = ("none", "mean", "sum")
 _MASK_KEYS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
@@ -115,10 +115,9 @@ class LossModule(TensorDictModuleBase):
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries the loss reads: derived from its networks' inputs and its accepted keys."""
-        nets = {n: list(self.__dict__[n].in_keys) for n in self._networks}
-        observed = nets.get("actor_network", next(iter(nets.values()), []))
-        keys = [k for net_keys in nets.values() for k in net_keys]
+        keys = [unravel_key(k) for n in self._networks for k in self.__dict__[n].in_keys]
         if hasattr(self.tensor_keys, "reward"):
+            observed = [k for k in keys if k != unravel_key(self.tensor_keys.action)]
             named = (self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated)
             keys += [_next(k) for k in (*observed, *named)]
         keys += [self.tensor_keys.action] if hasattr(self.tensor_keys, "action") else []
@@ -185,15 +184,12 @@ class LossModule(TensorDictModuleBase):
         if not self._updated and self._bound is None and self.delayed_networks():
             warnings.warn(self.TARGET_NET_WARNING, UserWarning, stacklevel=4)
 
-    def _params_of(self, name: str, target: bool) -> dict[str, Tensor]:
-        attribute = f"target_{name}_params" if target else f"{name}_params"
-        if self._bound is not None:
-            prefix = attribute + "."
-            if target and not self._networks[name]["delayed"]:
-                prefix = f"{name}_params."
-            found = {k[len(prefix) :]: v for k, v in self._bound.items() if k.startswith(prefix)}
-            return found
-        return dict(getattr(self, attribute).flatten_keys(".").items())
+    def _params_of(self, name: str, target: bool, detach: bool) -> dict[str, Tensor]:
+        delayed = target and self._networks[name]["delayed"]
+        attribute = f"target_{name}_params" if delayed else f"{name}_params"
+        own, bound = getattr(self, attribute).flatten_keys(".").items(), self._bound or {}
+        params = {k: bound.get(f"{attribute}.{k}", v) for k, v in own}
+        return {k: v.detach() for k, v in params.items()} if target or detach else params
 
     def run_network(
         self, name: str, tensordict: TensorDictBase, *, target: bool = False, detach: bool = False
@@ -204,9 +200,7 @@ class LossModule(TensorDictModuleBase):
         ``detach`` cuts the gradient to the parameters (not to the inputs).
         """
         net = self.__dict__[name]
-        params = self._params_of(name, target)
-        if detach or target:
-            params = {k: v.detach() for k, v in params.items()}
+        params = self._params_of(name, target, detach)
         inputs = tensordict.select(*net.in_keys)
 
         def call(p: dict[str, Tensor]) -> dict[NestedKey, Tensor]:
@@ -228,9 +222,7 @@ class LossModule(TensorDictModuleBase):
     ) -> torch.distributions.Distribution:
         """The actor's action distribution on ``tensordict`` (parameters as in run_network)."""
         net = self.__dict__["actor_network"]
-        params = self._params_of("actor_network", target)
-        if detach or target:
-            params = {k: v.detach() for k, v in params.items()}
+        params = self._params_of("actor_network", target, detach)
         inputs = tensordict.select(*net.in_keys)
         return functional_call(_DistOf(net), {f"net.{k}": v for k, v in params.items()}, (inputs,))
 
@@ -253,20 +245,21 @@ class LossModule(TensorDictModuleBase):
         This makes a loss a pure function of (parameters, batch, noise); the training engine
         binds one seed's slice of the stacked parameters here.
         """
-        saved = dict(self._parameters), dict(self._buffers)
-        self._bound = tensors
+        saved = dict(self._parameters), dict(self._buffers), self._bound
+        self._bound = {**(self._bound or {}), **tensors}
         for own in (self._parameters, self._buffers):
             own.update({k: tensors[k] for k in own if k in tensors})
         try:
             yield
         finally:
-            self._bound = None
             self._parameters.update(saved[0])
             self._buffers.update(saved[1])
+            self._bound = saved[2]
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the loss computes with, by state-dict name, for :meth:`bind`."""
-        found: dict[str, Tensor] = {**self._parameters, **self._buffers}
+        own = {**self._parameters, **self._buffers}
+        found: dict[str, Tensor] = {k: v for k, v in own.items() if v is not None}
         for name, facts in self._networks.items():
             prefixes = ("", "target_") if facts["delayed"] else ("",)
             for prefix in prefixes:
@@ -336,10 +329,7 @@ class LossModule(TensorDictModuleBase):
             mask = mask.to(value.dtype)
             weight = mask if weight is None else weight * mask
         if weight is not None:
-            while weight.ndim > value.ndim:
-                weight = weight.squeeze(-1)
-            weight = weight.reshape(weight.shape + (1,) * (value.ndim - weight.ndim))
-            weight = weight.expand_as(value)
+            weight = weight_like(weight, value)
             value = value * weight
         if self.reduction == "none":
             return value
@@ -350,6 +340,12 @@ class LossModule(TensorDictModuleBase):
     def set_vmap_randomness(self, value: str) -> None:
         """How random draws behave across an ensemble: "different" (default), "same", "error"."""
         self.vmap_randomness = value
+
+    def train(self, mode: bool = True) -> LossModule:
+        """Training or evaluation mode, of the networks too."""
+        for name in self._networks:
+            self.__dict__[name].train(mode)
+        return super().train(mode)
 
     def reset(self) -> None:
         """Losses without running state have nothing to reset."""

@@ -52,6 +52,15 @@ class CQLLoss(EntropyLoss):
         terminated: NestedKey = "terminated"
 
     default_value_estimator = ValueEstimators.TD0
+    out_keys = [
+        "loss_actor",
+        "loss_actor_bc",
+        "loss_qvalue",
+        "loss_cql",
+        "loss_alpha",
+        "alpha",
+        "entropy",
+    ]
     low: Tensor
     high: Tensor
 
@@ -87,6 +96,7 @@ class CQLLoss(EntropyLoss):
         self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
         if with_lagrange:
             self.log_alpha_prime = nn.Parameter(torch.zeros(()))
+            self.out_keys = [*self.out_keys, "loss_alpha_prime"]
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         self.convert_to_functional(
             qvalue_network, "qvalue_network", expand_dim=2, create_target_params=delay_qvalue
@@ -97,16 +107,6 @@ class CQLLoss(EntropyLoss):
         low, high = bounds_of(spec)
         self.register_buffer("low", low.detach().clone(), persistent=False)
         self.register_buffer("high", high.detach().clone(), persistent=False)
-
-    @property
-    def out_keys(self) -> list[str]:
-        keys = ["loss_actor", "loss_actor_bc", "loss_qvalue", "loss_cql", "loss_alpha"]
-        keys += ["alpha", "entropy"]
-        return [*keys, "loss_alpha_prime"] if self.with_lagrange else keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[str]) -> None:
-        raise AttributeError("out_keys follow from with_lagrange")
 
     @property
     def target_entropy(self) -> Tensor:

@@ -39,7 +39,9 @@ class EntropyLoss(LossModule):
             self.register_buffer("log_alpha", log_alpha)
         else:
             self.log_alpha = nn.Parameter(log_alpha)
-        self._log_alpha_range = tuple(None if a is None else math.log(a) for a in (min_alpha, max_alpha))
+        self._log_alpha_range = tuple(
+            None if a is None else math.log(a) for a in (min_alpha, max_alpha)
+        )
 
     def _resolve_target_entropy(self, target_entropy: str | float, action_spec: Any) -> float:
         """``"auto"`` is minus the number of action dimensions (Haarnoja et al. 2018, app. D)."""
@@ -157,9 +159,7 @@ class SACLoss(EntropyLoss):
         over critics, per sample (eq. 5)."""
         with torch.no_grad():
             after = tensordict.get("next")
-            action, log_prob = rsample_and_log_prob(
-                self.distribution(after, target=True)
-            )
+            action, log_prob = rsample_and_log_prob(self.distribution(after, target=True))
             q_next = self._q(after, action, target=True).min(0).values
             target = self.bootstrap(tensordict, q_next - self.alpha * log_prob)
         q = self._q(tensordict, tensordict.get(self.tensor_keys.action))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlobj import noise
 from rlobj.common import LossModule
 from rlobj.specs import bounds as bounds_of
-from rlobj.utils import ValueEstimators, distance_loss
+from rlobj.utils import ValueEstimators, distance_loss, weight_like
 
 
 class TD3BCLoss(LossModule):
@@ -100,14 +100,23 @@ class TD3BCLoss(LossModule):
         out = self.run_network("qvalue_network", inputs, **which)
         return out.get(self.tensor_keys.state_action_value).squeeze(-1)
 
+    def _mean(self, value: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """Mean over the batch without what the mask leaves out, whatever the reduction."""
+        mask = self._mask(tensordict)
+        if mask is None:
+            return value.mean()
+        weight = weight_like(mask.to(value.dtype), value)
+        return (value * weight).sum() / weight.sum()
+
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-lambda * Q_1(s, pi(s)) + mean (pi(s) - a)^2`` per sample, with
         ``lambda = alpha / mean |Q_1|`` (eq. 3 and 5)."""
         out = self.run_network("actor_network", tensordict)
         action = out.get(self.tensor_keys.action)
         q = self._q(tensordict, action, detach=True)
-        bc = F.mse_loss(action, tensordict.get(self.tensor_keys.action))
-        lmbd = self.alpha / q[0].abs().mean().detach()
+        gap = F.mse_loss(action, tensordict.get(self.tensor_keys.action), reduction="none")
+        bc = self._mean(gap, tensordict)
+        lmbd = self.alpha / self._mean(q[0].abs(), tensordict).detach()
         info = {"state_action_value_actor": q.detach(), "bc_loss": bc.detach(), "lmbd": lmbd}
         return -lmbd * q[0] + bc, info
 

@@ -56,6 +56,19 @@ def distance_loss(v1: Tensor, v2: Tensor, loss_function: str, strict_shape: bool
     return _DISTANCES[loss_function](v1, v2, reduction="none")
 
 
+def weight_like(weight: Tensor, value: Tensor) -> Tensor:
+    """A mask or weight repeated to ``value``'s shape; trailing axes of size 1 may be missing or
+    too many.
+
+    Raises:
+        RuntimeError: when the shapes do not fit.
+    """
+    while weight.ndim > value.ndim and weight.shape[-1] == 1:
+        weight = weight.squeeze(-1)
+    weight = weight.reshape(weight.shape + (1,) * (value.ndim - weight.ndim))
+    return weight.expand_as(value)
+
+
 @contextmanager
 def hold_out_net(network: nn.Module) -> Iterator[None]:
     """Freeze a network inside the block: its parameters collect no gradient there."""
@@ -69,7 +82,7 @@ def hold_out_net(network: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class hold_out_params:  # noqa: N801 - upstream's name
+class hold_out_params:
     """``with hold_out_params(params) as frozen``: a detached view of parameters."""
 
     def __init__(self, params: TensorDictBase) -> None:
@@ -92,7 +105,7 @@ class TargetNetUpdater:
     """
 
     def __init__(self, loss_module: nn.Module) -> None:
-        names = list(getattr(loss_module, "delayed_networks", lambda: [])())
+        names = list(getattr(loss_module, "delayed_networks", list)())
         if not names:
             raise NotImplementedError("the loss has no target networks: nothing to update")
         self._targets = [getattr(loss_module, f"target_{n}_params") for n in names]

@@ -100,10 +100,10 @@ def make_dataset(card: Card, root: Path, report: Callable[[str], None]) -> Made:
     """Make a card's dataset; the training run under ``root`` resumes and is shared by cards."""
     make = Make.of(card)
     if make.kind == "random":
-        columns = _random(card.env_id, make)
+        seen = _random(card.env_id, make)
     else:
-        columns = _trained(card.env_id, make, root, report)
-    raw = Raw(source=card.id, env_id=card.env_id, **columns)
+        seen = _trained(card.env_id, make, root, report)
+    raw = _raw(card, seen, make.transitions)
     transitions, _, counts = to_transitions(raw)
     return Made(transitions, fingerprint(transitions), statistics(transitions, counts))
 
@@ -127,7 +127,8 @@ def _trained(
 
     cpu.prepare()
     recipe = load_recipe(make.algorithm)
-    hyper = recipe.hyper(**{k: tuple(v) if isinstance(v, list) else v for k, v in make.hyper.items()})
+    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in make.hyper.items()}
+    hyper = recipe.hyper(**chosen)
     folder = training_folder(root, env_id, make)
     run = Collection(recipe, hyper, env_id, make.seed, make.training_steps, folder, make.interval)
 
@@ -137,21 +138,23 @@ def _trained(
 
     run.run(progress)
     if make.kind == "replay":
-        return _columns(run.replay.arrays(), make.transitions)
+        return run.replay.arrays()
     return _rollouts(run, make)
 
 
-def _columns(seen: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """The loader's raw columns from a replay's arrays."""
+def _raw(card: Card, seen: dict[str, np.ndarray], rows: int) -> Raw:
+    """The loaders' raw columns from the first rows of a replay's arrays."""
     cut = {k: v[:rows] for k, v in seen.items()}
-    return {
-        "observations": cut["observation"],
-        "actions": cut["action"],
-        "rewards": cut["reward"][:, 0],
-        "terminated": cut["terminated"][:, 0].astype(bool),
-        "truncated": cut["truncated"][:, 0].astype(bool),
-        "next_observations": cut["next_observation"],
-    }
+    return Raw(
+        source=card.id,
+        env_id=card.env_id,
+        observations=cut["observation"],
+        actions=cut["action"],
+        rewards=cut["reward"][:, 0],
+        terminated=cut["terminated"][:, 0].astype(bool),
+        truncated=cut["truncated"][:, 0].astype(bool),
+        next_observations=cut["next_observation"],
+    )
 
 
 def _rollouts(run: Any, make: Make) -> dict[str, np.ndarray]:
@@ -211,7 +214,7 @@ def _episodes(
             )
             observation, ended = following, terminated or truncated
         episode += 1
-    return _columns(seen.arrays(), make.transitions)
+    return seen.arrays()
 
 
 def run_make(args: Any) -> int:
@@ -246,5 +249,3 @@ def register(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
     parser.add_argument("--to", type=Path, help="file to write (default: OUT/make/<name>.hdf5)")
     parser.set_defaults(handler=run_make)
-
-

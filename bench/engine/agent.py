@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from rlobj import LossModule
@@ -46,10 +46,9 @@ class Phase:
 
 @dataclass(frozen=True)
 class Agent:
-    """A loss with its optimisation; ``policy(loss, observation)`` is the evaluated action."""
+    """A loss with its optimisation; ``policy(loss, observed)`` is the evaluated action."""
 
     loss: LossModule
     phases: tuple[Phase, ...]
     tau: float = 0.005
-    policy: Callable[[LossModule, Tensor], Tensor] | None = None
-    extras: Mapping[str, object] = field(default_factory=dict)
+    policy: Callable[[LossModule, TensorDict], Tensor] | None = None

@@ -153,6 +153,7 @@ class Cell:
                 self.report({"event": "note", "text": lock.note})
             self.resume()
             self._prepare_evaluation()
+            self.report({"event": "start", "step": self.trainer.step})
             started = saved = time.monotonic()
             before, first = self.seconds, self.trainer.step
             while self.trainer.step < self.task.steps and len(self.diverged) < len(self.folders):

@@ -12,6 +12,8 @@ from torch import Tensor
 class Sampler(Protocol):
     """Draws indices ahead of time and turns one step's indices into a batch."""
 
+    batch_size: int
+
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         """One seed's indices for ``steps`` updates, ``[steps, batch]``."""
         ...
@@ -101,6 +103,7 @@ class WindowSampler:
         end = self.end[index].unsqueeze(-1)
         mask = rows < end
         batch = self.packed.rows(torch.minimum(rows, end - 1))
-        batch = batch.apply(lambda x: x * mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim)))
-        batch.set(("collector", "mask"), mask)
-        return batch
+        for key in self.packed.keys:
+            value = batch.get(key)
+            batch.set(key, value * mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim)))
+        return batch.set(("collector", "mask"), mask)

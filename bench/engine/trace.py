@@ -8,6 +8,7 @@ overhead, and the loss stays the only place where the maths is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from tensordict import TensorDict
@@ -75,7 +76,9 @@ class TracedPhase:
         self.metrics: list[str] = []
         seeds = batch.batch_size[0]
         device = next(iter(stacked.values())).device
-        example_noise = [torch.zeros((seeds, *d.shape), dtype=d.dtype, device=device) for d in draws]
+        example_noise = [
+            torch.zeros((seeds, *d.shape), dtype=d.dtype, device=device) for d in draws
+        ]
         self.graph = self._trace(stacked, self._leaves(batch), example_noise)
 
     def _leaves(self, batch: TensorDict) -> list[Tensor]:
@@ -90,7 +93,7 @@ class TracedPhase:
         batch = TensorDict(dict(zip(self.batch_keys, leaves, strict=True)), self.batch_shape)
         with self.loss.bind(bound), noise.using(noise.Tape(tape)):
             terms = self.phase.terms(self.loss, batch)
-        total = sum(v for k, v in terms.items() if k.startswith("loss_"))
+        total = torch.stack([v for k, v in terms.items() if k.startswith("loss_")]).sum()
         self.metrics = list(terms)
         return total, torch.stack([v.detach().to(torch.float32) for v in terms.values()])
 
@@ -131,7 +134,7 @@ def simplify(graph: GraphModule) -> GraphModule:
     whatever is not used. Values stay bit-equal."""
     for node in graph.graph.nodes:
         if node.op == "call_function" and _is_identity(node):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(cast(Node, node.args[0]))
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -141,10 +144,10 @@ def _is_identity(node: Node) -> bool:
     if node.target in _ALIASES:
         return True
     if node.target is torch.ops.aten.mul.Scalar:
-        return node.args[1] == 1
-    if node.target in _RESHAPES:
-        before, after = node.args[0].meta["val"], node.meta["val"]
-        return before.shape == after.shape
+        return bool(node.args[1] == 1)
+    source = node.args[0] if node.args else None
+    if node.target in _RESHAPES and isinstance(source, Node):
+        return source.meta["val"].shape == node.meta["val"].shape
     return False
 
 
@@ -154,7 +157,7 @@ def trace_policy(
     stacked: dict[str, Tensor],
     inputs: TensorDict,
 ) -> Callable[[dict[str, Tensor], TensorDict], Tensor]:
-    """``policy`` over all seeds as a flat program of (tensors, inputs ``[n_seeds, n_envs, ...]``)."""
+    """``policy`` over all seeds as a flat program of (tensors, inputs ``[n_seeds, n, ...]``)."""
     names, keys = list(stacked), list(inputs.keys(True, True))
     shape = inputs.batch_size[1:]
 

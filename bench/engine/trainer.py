@@ -99,19 +99,17 @@ class Trainer:
         agents = build_agents(build, self.seeds)
         self.agent = agents[0]
         parts = [a.loss.tensors() for a in agents]
-        self.tensors = {
-            k: torch.stack([p[k].detach() for p in parts]).to(device) for k in parts[0]
-        }
+        self.tensors = {k: torch.stack([p[k].detach() for p in parts]).to(device) for k in parts[0]}
         self.agent.loss.to(device)
         self._prepare(device)
         self.step = 0
 
     def _prepare(self, device: torch.device | str) -> None:
-        probe = torch.zeros((len(self.seeds), getattr(self.sampler, "batch_size")), dtype=torch.long)
+        probe = torch.zeros((len(self.seeds), self.sampler.batch_size), dtype=torch.long)
         batch = self.sampler.gather(probe.to(device))
         loss, phases = self.agent.loss, self.agent.phases
         draws = [record_draws(loss, p, batch[0]) for p in phases]
-        self.noise = NoiseBlocks(self.seeds, self.sampler, sum(draws, []), device)
+        self.noise = NoiseBlocks(self.seeds, self.sampler, [d for p in draws for d in p], device)
         self.traced = [
             TracedPhase(loss, p, self.tensors, batch, d) for p, d in zip(phases, draws, strict=True)
         ]
@@ -127,8 +125,13 @@ class Trainer:
         groups = []
         for group in phase.groups:
             names = [n for n in traced.trained if _below(n, group.tensors)]
-            groups.append({"params": [self.tensors[n] for n in names], "lr": group.lr,
-                           "weight_decay": group.weight_decay})
+            groups.append(
+                {
+                    "params": [self.tensors[n] for n in names],
+                    "lr": group.lr,
+                    "weight_decay": group.weight_decay,
+                }
+            )
         decoupled = any(g.decoupled for g in phase.groups)
         cls = torch.optim.AdamW if decoupled else torch.optim.Adam
         return cls(groups, fused=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import signal
 import sys
@@ -12,12 +13,22 @@ from typing import Any
 from bench.errors import BenchError
 
 
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """A worker whose runner was killed ends too (Linux): the next runner finds the lock free."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def emit(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
 def main() -> int:
     """Exit status: 0 done, 2 a user's mistake, 130 interrupted (resumable), 1 anything else."""
+    die_with_parent()
     from bench.data import load
     from bench.engine import cpu
     from bench.engine.cell import Cell, Interrupted, Task

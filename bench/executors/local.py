@@ -60,6 +60,7 @@ class _Job:
 
     def __init__(self, task: Task, events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
         self.task, self.process = task, _start(task)
+        self.rate, self.first_step = "", 0
         self.errors: list[str] = []
         self.tail: list[str] = []
         assert self.process.stdout is not None and self.process.stderr is not None
@@ -102,7 +103,8 @@ class LocalExecutor:
     def run(self, tasks: Sequence[Task]) -> Outcome:
         """Run all tasks. Ctrl-C (and SIGTERM) stop the workers after a checkpoint."""
         self.outcome = Outcome()
-        self._waiting, self._active = list(tasks), {}
+        self._waiting = list(tasks)
+        self._active: dict[_Job, float] = {}  # and when they started
         self._events: queue.Queue[tuple[_Job, dict[str, Any]]] = queue.Queue()
         self._bars: dict[_Job, Any] = {}
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -147,11 +149,11 @@ class LocalExecutor:
 
     def _handle(self, job: _Job, event: dict[str, Any]) -> None:
         kind, bar = event["event"], self._bars[job]
-        if kind == "progress":
-            rate = f"{event['rate']:.0f}/s"
-            self.progress.update(bar, completed=event["step"], rate=rate)
-            job_rate = rate
-            setattr(job, "rate", job_rate)
+        if kind == "start":
+            job.first_step = event["step"]
+        elif kind == "progress":
+            job.rate = f"{event['rate']:.0f}/s"
+            self.progress.update(bar, completed=event["step"], rate=job.rate)
         elif kind == "score":
             text = f"{event['unit']} {event['score']:.1f}"
             self.progress.update(bar, completed=event["step"], score=text)
@@ -166,9 +168,8 @@ class LocalExecutor:
     def _plain(self, job: _Job, event: dict[str, Any], text: str) -> str:
         step, total = event["step"], job.task.steps
         elapsed = time.monotonic() - self._active[job]
-        left = elapsed / max(step, 1) * (total - step)
-        rate = getattr(job, "rate", "")
-        return f"{job.task.name}: step {step}/{total} · {rate} · {left:.0f} s left · {text}"
+        left = elapsed / max(step - job.first_step, 1) * (total - step)
+        return f"{job.task.name}: step {step}/{total} · {job.rate} · {left:.0f} s left · {text}"
 
     def _end(self, job: _Job) -> None:
         code = job.finish()
@@ -202,7 +203,9 @@ class LocalExecutor:
         self.console.print("stopping: saving a checkpoint of every run ...")
         for job in self._active:
             job.process.send_signal(signal.SIGINT)
-        threading.Timer(_GRACE_SECONDS, self._kill).start()
+        timer = threading.Timer(_GRACE_SECONDS, self._kill)
+        timer.daemon = True
+        timer.start()
 
     def _kill(self) -> None:
         for job in list(self._active):

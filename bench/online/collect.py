@@ -133,7 +133,8 @@ class Collection:
         self._explore = trace_policy(explore, loss, self.trainer.tensors, probe)
         self.evaluator = Evaluator(self.env_id, [self.seed], 10)
         self.policy = _Deterministic(self.trainer, self.problem, 10)
-        self.episode, self.curve = 0, []
+        self.episode = 0
+        self.curve: list[list[float]] = []  # (step, mean return, sd)
         self._load()
 
     def _load(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.engine.agent import Schedule
 from bench.engine.sampling import TransitionSampler
 from rlobj import LossModule
+from rlobj.modules import deterministic_sample
 
 TRANSITION_KEYS = (
     "observation",
@@ -40,7 +41,7 @@ def actor_output(loss: LossModule, observed: TensorDict) -> Tensor:
 
 def distribution_mode(loss: LossModule, observed: TensorDict) -> Tensor:
     """The deterministic action of a stochastic actor."""
-    return loss.distribution(observed).deterministic_sample
+    return deterministic_sample(loss.distribution(observed))
 
 
 def cosine(steps: int) -> Schedule:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from bench.recipes._common import warmup
 from rlobj import DTLoss, LossModule
 from rlobj.modules import DecisionTransformer
 
-_IN_KEYS = ["observation", "action", "return_to_go", "t", ("collector", "mask")]
+_IN_KEYS: list[NestedKey] = ["observation", "action", "return_to_go", "t", ("collector", "mask")]
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def build(hp: Hyper, problem: Problem) -> Agent:
         (Group(("qvalue_network_params",), hp.lr),),
         targets=("qvalue_network",),
     )
-    actor = Phase(
-        "actor", actor_terms, (Group(("actor_network_params", "log_alpha"), hp.lr),)
-    )
+    actor = Phase("actor", actor_terms, (Group(("actor_network_params", "log_alpha"), hp.lr),))
     return Agent(loss, (critic, actor), hp.tau, distribution_mode)
 
 

@@ -230,8 +230,7 @@ def read_curve(path: Path, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """
     if not path.exists():
         return np.empty(0, np.int64), np.empty(0)
-    content = path.read_text(errors="replace")
-    lines = content[: content.rfind("\n") + 1].split("\n")[:-1]
+    lines = path.read_text(errors="replace").split("\n")[:-1]  # without a torn last one
     if not lines:
         return np.empty(0, np.int64), np.empty(0)
     column = SCORE_COLUMNS.index("normalized_score" if unit == "normalized" else "return")

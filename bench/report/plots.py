@@ -182,6 +182,7 @@ def draw_scores(summary: Summary, column: Column, styles: dict[RowKey, Style]) -
     axes.grid(visible=False, axis="y")
     _reference_line(axes.axvline, column)
     axes.set_xlim(*_limits((min(wide), max(wide)), shown, column))
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(AXIS[column.unit])
     _finish(figure, axes, column, [cell for _, cell in cells], height=0.55 + pitch * len(cells))
     return figure

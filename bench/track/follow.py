@@ -75,6 +75,14 @@ class Follower:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process; where that is impossible, say so and go on."""
         command = [sys.executable, "-m", "bench.track", str(self.out)]
         command += ["--uri", self.uri] if self.uri else []
         root = str(Path(__file__).parents[1])
@@ -89,9 +97,8 @@ class Follower:
             )
         except OSError as error:
             sys.stderr.write(f"warning: no MLflow mirror ({error}); run `bench sync` later\n")
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
         """Let it send the rest, for ``patience`` seconds at most."""
         if self._process is None or self._process.stdin is None:
             return

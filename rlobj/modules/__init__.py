@@ -10,6 +10,7 @@ from rlobj.modules.distributions import (
     IndependentNormal,
     TanhDelta,
     TanhNormal,
+    deterministic_sample,
     rsample_and_log_prob,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "TanhDelta",
     "TanhNormal",
     "ValueOperator",
+    "deterministic_sample",
     "rsample_and_log_prob",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class ProbabilisticActor(ProbabilisticTensorDictSequential):
     def __init__(
         self,
         module: TensorDictModule,
-        in_keys: Sequence[NestedKey] | dict[str, NestedKey],
+        in_keys: list[NestedKey] | dict[str, NestedKey],
         out_keys: Sequence[NestedKey] | None = None,
         *,
         spec: Any = None,
@@ -120,10 +121,11 @@ class MLP(nn.Sequential):
         activate_last_layer: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        cells = [num_cells] * (3 if depth is None else depth) if isinstance(num_cells, int) else []
-        sizes = [in_features, *(cells or num_cells), out_features]  # type: ignore[misc]
+        if isinstance(num_cells, int):
+            num_cells = [num_cells] * (3 if depth is None else depth)
+        sizes = [in_features, *num_cells, out_features]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(sizes)):
             last = i == len(sizes) - 2
             layers.append(nn.Linear(a, b, bias=bias_last_layer or not last, device=device))
             if not last or activate_last_layer:

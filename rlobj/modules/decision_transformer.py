@@ -95,7 +95,9 @@ class DecisionTransformer(nn.Module):
             mask: ``[B, T]``, False where a step is padding, which no token attends to.
         """
         b, t, _ = observation.shape
-        time = self.embed_time(timestep.reshape(b, t).long().clamp(0, self.embed_time.num_embeddings - 1))
+        time = self.embed_time(
+            timestep.reshape(b, t).long().clamp(0, self.embed_time.num_embeddings - 1)
+        )
         tokens = torch.stack(
             [
                 self.embed_return(return_to_go) + time,

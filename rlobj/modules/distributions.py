@@ -173,7 +173,7 @@ class Delta(D.Distribution):
 
 
 class TanhDelta(Delta):
-    """A point mass at ``tanh(param)`` scaled into ``[low, high]``: a deterministic bounded actor."""
+    """A point mass at ``tanh(param)`` scaled into ``[low, high]``: a bounded actor."""
 
     def __init__(
         self,
@@ -194,6 +194,11 @@ def rsample_and_log_prob(dist: D.Distribution, sample_shape: Any = ()) -> tuple[
         return dist.rsample_and_log_prob(sample_shape)
     value = dist.rsample(torch.Size(sample_shape))
     return value, dist.log_prob(value)
+
+
+def deterministic_sample(dist: D.Distribution) -> Tensor:
+    """The action a policy takes without exploring; raises AttributeError where it has none."""
+    return dist.deterministic_sample  # type: ignore[attr-defined]
 
 
 class Dropout(nn.Module):

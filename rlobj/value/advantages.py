@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
@@ -37,6 +37,18 @@ class ValueEstimatorBase(TensorDictModuleBase):
             if not hasattr(self.tensor_keys, name):
                 raise KeyError(f"{name!r} is not a key of {type(self).__name__}")
             setattr(self.tensor_keys, name, key)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries a target is made of: those of the value network, now and next, and the flags."""
+        keys, net = self.tensor_keys, self.value_network
+        observed: list[NestedKey] = [] if net is None else list(net.in_keys)
+        after = (*observed, keys.reward, keys.done, keys.terminated)
+        return [*observed, *(unravel_key(("next", k)) for k in after)]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.advantage, self.tensor_keys.value_target]
 
     def _next(self, tensordict: TensorDictBase, name: str) -> Tensor:
         return tensordict.get(("next", getattr(self.tensor_keys, name)))
@@ -72,6 +84,4 @@ class TD0Estimator(ValueEstimatorBase):
         if steps is not None:
             gamma = gamma**steps
         reward = self._next(tensordict, "reward")
-        return td0_return_estimate(
-            gamma, next_value, reward, self._next(tensordict, "terminated")
-        )
+        return td0_return_estimate(gamma, next_value, reward, self._next(tensordict, "terminated"))

@@ -25,11 +25,15 @@ def td0_return_estimate(
 
     Raises:
         ValueError: when neither is given.
+        RuntimeError: when values, rewards and flags differ in shape.
     """
     if terminated is None:
         if done is None:
             raise ValueError("td0_return_estimate needs terminated (or done)")
         terminated = done
+    if not next_state_value.shape == reward.shape == terminated.shape:
+        shapes = [tuple(t.shape) for t in (next_state_value, reward, terminated)]
+        raise RuntimeError(f"values, rewards and terminated must share one shape, got {shapes}")
     alive = (~terminated) if terminated.dtype == torch.bool else 1 - terminated
     return reward + gamma * alive.to(reward.dtype) * next_state_value
 

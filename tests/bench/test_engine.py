@@ -32,7 +32,9 @@ class Setup:
         self.recipe: Recipe = load_recipe(name)
         hyper = replace(self.recipe.hyper(), **SMALL[name])
         self.hyper = hyper
-        normalized = SimpleNamespace(normalize=getattr(hyper, "normalize", False), normalize_eps=1e-3)
+        normalized = SimpleNamespace(
+            normalize=getattr(hyper, "normalize", False), normalize_eps=1e-3
+        )
         self.problem = problem_of(dataset, normalized)
         table = training_table(self.recipe, hyper, dataset.transitions, self.problem)
         self.sampler = self.recipe.sampler(hyper, table, torch.device("cpu"))
@@ -53,7 +55,7 @@ def slow_loop(setup: Setup, seed: int, steps: int) -> dict[str, torch.Tensor]:
     """One seed with modules, autograd and torch's plain optimizers: no trace, no stacking."""
     agent = build_agents(setup.build, [seed])[0]
     recorder_draws = [_draws(agent, p, setup) for p in agent.phases]
-    blocks = NoiseBlocks([seed], setup.sampler, sum(recorder_draws, []), "cpu")
+    blocks = NoiseBlocks([seed], setup.sampler, [d for p in recorder_draws for d in p], "cpu")
     optimizers = [_optimizer(agent, p) for p in agent.phases]
     for step in range(1, steps + 1):
         index, tape = blocks.at(step)
@@ -135,7 +137,8 @@ def test_stacked_seeds_equal_each_seed_alone(setup: Setup) -> None:
         for trainer in (together, first, second):
             trainer.update()
     assert not all(
-        torch.equal(a, b) for a, b in zip(first.tensors.values(), second.tensors.values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first.tensors.values(), second.tensors.values(), strict=True)
     ), "two seeds are the same"
     for name, stacked in together.tensors.items():
         for row, alone in enumerate((first, second)):

@@ -1,0 +1,284 @@
+"""Small losses, batches and slow, obvious arithmetic that the tests of rlobj share.
+
+Nothing below ``# arithmetic`` calls rlobj: plain Python numbers, one loop per sum.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+
+from rlobj import BCLoss, CQLLoss, DTLoss, IQLLoss, LossModule, SACLoss, TD3BCLoss, noise
+from rlobj.modules import Actor, IndependentNormal, ProbabilisticActor, TanhNormal, ValueOperator
+from rlobj.specs import Bounded
+
+OBS, ACT, N, STEPS = 3, 2, 5, 4
+LOW, HIGH = (-1.0, -2.0), (1.0, 0.5)
+
+
+class Critic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(OBS + ACT, 1)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        return self.linear(torch.cat([observation, action], -1))
+
+
+class MeanAndScale(nn.Module):
+    """The halves of the input as mean and log standard deviation."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = x.chunk(2, -1)
+        return mean, log_scale.exp()
+
+
+class Window(nn.Module):
+    """A sequence model without sequence: each step's tokens side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(OBS + ACT + 1, ACT)
+
+    def forward(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> Tensor:
+        return self.lin(torch.cat([observation, action, return_to_go], -1))
+
+
+def spec() -> Bounded:
+    return Bounded(torch.tensor(LOW), torch.tensor(HIGH))
+
+
+def stochastic(gaussian: bool = False) -> ProbabilisticActor:
+    """A TanhNormal actor within the bounds, or an unbounded Gaussian one."""
+    body = nn.Sequential(nn.Linear(OBS, 2 * ACT), MeanAndScale())
+    bounds = {"low": torch.tensor(LOW), "high": torch.tensor(HIGH)}
+    return ProbabilisticActor(
+        TensorDictModule(body, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal if gaussian else TanhNormal,
+        distribution_kwargs=None if gaussian else bounds,
+        spec=spec(),
+    )
+
+
+def deterministic() -> Actor:
+    return Actor(nn.Linear(OBS, ACT), spec=spec())
+
+
+def critic() -> ValueOperator:
+    return ValueOperator(Critic(), in_keys=["observation", "action"])
+
+
+def value() -> ValueOperator:
+    return ValueOperator(nn.Linear(OBS, 1))
+
+
+def window() -> Actor:
+    return Actor(Window(), in_keys=["observation", "action", "return_to_go"])
+
+
+CASES: dict[str, Callable[..., LossModule]] = {
+    "bc": lambda **kw: BCLoss(stochastic(), **kw),
+    "bc_l2": lambda **kw: BCLoss(deterministic(), **kw),
+    "td3_bc": lambda **kw: TD3BCLoss(deterministic(), critic(), **{"action_spec": spec(), **kw}),
+    "iql": lambda **kw: IQLLoss(stochastic(), critic(), value(), expectile=0.8, **kw),
+    "sac": lambda **kw: SACLoss(stochastic(), critic(), **kw),
+    "sac_delayed": lambda **kw: SACLoss(stochastic(), critic(), delay_actor=True, **kw),
+    "cql": lambda **kw: CQLLoss(stochastic(), critic(), num_random=3, **kw),
+    "cql_lagrange": lambda **kw: CQLLoss(
+        stochastic(), critic(), num_random=3, with_lagrange=True, max_q_backup=True, **kw
+    ),
+    "dt": lambda **kw: DTLoss(window(), **kw),
+}
+ENSEMBLES = ("td3_bc", "iql", "sac", "sac_delayed", "cql", "cql_lagrange")
+
+
+def perturb(loss: LossModule, seed: int = 1) -> LossModule:
+    """Random parameters, different in the targets, and no warning about targets."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in loss.tensors().items():
+        if "network_params" in name or name.startswith("log_alpha"):
+            tensor.data.copy_(0.6 * torch.randn(tensor.shape, generator=generator))
+    loss.mark_updated()
+    return loss
+
+
+def build(name: str, **kwargs: object) -> LossModule:
+    return perturb(CASES[name](**kwargs))
+
+
+def batch(seed: int = 0, n: int = N) -> TensorDict:
+    """Transitions; the second is terminated, the third truncated (done, value still counts)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    flags = torch.zeros(2, n, 1, dtype=torch.bool)
+    flags[:, 1:2], flags[0, 2:3] = True, True
+    return TensorDict(
+        {
+            "observation": draw(n, OBS),
+            "action": low + (high - low) * draw(n, ACT).sigmoid(),
+            ("next", "observation"): draw(n, OBS),
+            ("next", "reward"): 2 * draw(n, 1),
+            ("next", "done"): flags[0],
+            ("next", "terminated"): flags[1],
+        },
+        [n],
+    )
+
+
+def windows(seed: int = 0) -> TensorDict:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"observation": OBS, "action": ACT, "return_to_go": 1}
+    data = {k: torch.randn(3, STEPS, s, generator=generator) for k, s in sizes.items()}
+    return TensorDict(data, [3, STEPS])
+
+
+def batch_for(name: str, seed: int = 0) -> TensorDict:
+    return windows(seed) if name == "dt" else batch(seed)
+
+
+def tape_for(loss: LossModule, data: TensorDict, seed: int = 0) -> list[Tensor]:
+    """Noise for one forward."""
+    recorder = noise.Recorder()
+    with torch.no_grad(), noise.using(recorder):
+        loss(data.clone())
+    generator = torch.Generator().manual_seed(seed)
+    return [d.sample(generator, "cpu", 1)[0] for d in recorder.draws]
+
+
+def taped(tape: Sequence[Tensor], method: Callable, *args: object) -> object:
+    with noise.using(noise.Tape(tape)):
+        return method(*args)
+
+
+# gradients
+
+
+def leaves(loss: LossModule) -> dict[str, Tensor]:
+    """Every floating tensor of a loss, targets and buffers too, as a leaf that wants gradient."""
+    return {k: v.detach().clone().requires_grad_() for k, v in loss.tensors().items()}
+
+
+def central_difference(f: Callable[[Tensor], float], at: Tensor, eps: float = 1e-6) -> Tensor:
+    at, grad = at.detach().clone(), torch.zeros_like(at)
+    for i in range(at.numel()):
+        ends = []
+        for step in (eps, -eps):
+            moved = at.clone()
+            moved.view(-1)[i] += step
+            ends.append(f(moved))
+        grad.view(-1)[i] = (ends[0] - ends[1]) / (2 * eps)
+    return grad
+
+
+def check_gradient(loss: LossModule, term: Callable[[], Tensor], *trained: str) -> None:
+    """The term's gradient reaches exactly the tensors below ``trained``, and is the slope there.
+
+    ``term`` is called with other parameters bound; its noise must be fixed.
+    """
+    at = leaves(loss)
+
+    def compute(**replaced: Tensor) -> Tensor:
+        with loss.bind({**at, **{k.replace("__", "."): v for k, v in replaced.items()}}):
+            return term().sum()
+
+    grads = torch.autograd.grad(compute(), list(at.values()), allow_unused=True)
+    found = {k: g for k, g in zip(at, grads, strict=True) if g is not None and g.abs().max() > 0}
+    expected = {k for k in at if k.split(".")[0] in trained}
+    assert set(found) == expected
+    for name, grad in found.items():
+        key = name.replace(".", "__")
+        slope = central_difference(lambda x, key=key: compute(**{key: x}).item(), at[name])
+        torch.testing.assert_close(grad, slope, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: n + m)
+
+
+# arithmetic
+
+
+def numbers(loss: LossModule, name: str) -> list[tuple[list, list]]:
+    """(weight, bias) of a linear network as lists, one pair per member of an ensemble."""
+    found = {k.rpartition(".")[2]: v for k, v in loss.tensors().items() if k.startswith(name + ".")}
+    weight, bias = found["weight"], found["bias"]
+    many = weight.ndim == 3
+    pairs = zip(weight, bias, strict=True) if many else [(weight, bias)]
+    return [(w.tolist(), b.tolist()) for w, b in pairs]
+
+
+def linear(net: tuple[list, list], *inputs: list[float]) -> list[float]:
+    x = [v for part in inputs for v in part]
+    return [sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(*net, strict=True)]
+
+
+def gaussian(net: tuple[list, list], observation: list[float]) -> tuple[list[float], list[float]]:
+    out = linear(net, observation)
+    half = len(out) // 2
+    return out[:half], [math.exp(v) for v in out[half:]]
+
+
+def normal_log_density(x: Sequence[float], mean: Sequence[float], scale: Sequence[float]) -> float:
+    terms = zip(x, mean, scale, strict=True)
+    return sum(-((v - m) ** 2) / (2 * s * s) - math.log(s * math.sqrt(2 * math.pi)) for v, m, s in terms)
+
+
+def squash(before: Sequence[float]) -> list[float]:
+    """tanh into the box, kept 1e-6 of its half-width off the faces (``safe_tanh``)."""
+    inside = [min(max(math.tanh(x), 1e-6 - 1), 1 - 1e-6) for x in before]
+    return [w + (y + 1) / 2 * (h - w) for y, w, h in zip(inside, LOW, HIGH, strict=True)]
+
+
+def squashed_log_density(
+    before: Sequence[float], mean: Sequence[float], scale: Sequence[float]
+) -> float:
+    """log pi of ``squash(before)``: the Gaussian's density over the slope of the squashing."""
+    slopes = [(h - w) / 2 / math.cosh(x) ** 2 for x, w, h in zip(before, LOW, HIGH, strict=True)]
+    return normal_log_density(before, mean, scale) - sum(math.log(s) for s in slopes)
+
+
+def unsquash(action: Sequence[float]) -> list[float]:
+    box = zip(action, LOW, HIGH, strict=True)
+    return [math.atanh(2 * (a - low) / (high - low) - 1) for a, low, high in box]
+
+
+def draw_action(
+    net: tuple[list, list], observation: list[float], eps: list[float]
+) -> tuple[list[float], float]:
+    """A sample of the squashed Gaussian from given noise, and its log-density."""
+    mean, scale = gaussian(net, observation)
+    before = [m + s * e for m, s, e in zip(mean, scale, eps, strict=True)]
+    return squash(before), squashed_log_density(before, mean, scale)
+
+
+def distance(kind: str, a: float, b: float) -> float:
+    gap = abs(a - b)
+    if kind == "l1":
+        return gap
+    if kind == "l2":
+        return gap * gap
+    return 0.5 * gap * gap if gap < 1 else gap - 0.5
+
+
+def rows(data: TensorDict) -> list[dict]:
+    """The batch as one dict of plain numbers per transition."""
+    after = data["next"]
+    return [
+        {
+            "s": data["observation"][i].tolist(),
+            "a": data["action"][i].tolist(),
+            "s2": after["observation"][i].tolist(),
+            "r": after["reward"][i].item(),
+            "end": after["terminated"][i].item(),
+        }
+        for i in range(len(data))
+    ]
+
+
+def assert_close(actual: Tensor, expected: object) -> None:
+    wanted = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(actual.detach(), wanted, rtol=1e-9, atol=1e-10)

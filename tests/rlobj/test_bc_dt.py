@@ -1,0 +1,223 @@
+"""BCLoss and DTLoss against arithmetic by hand, loops and finite differences."""
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from rlobj import BCLoss, DTLoss, LossModule
+from rlobj.modules import Actor, DecisionTransformer
+from tests.rlobj import cases
+from tests.rlobj.cases import ACT, OBS, assert_close, gaussian, linear, numbers, rows
+
+KINDS = ["l1", "l2", "smooth_l1"]
+
+
+def half() -> Actor:
+    """pi(s) = s / 2 in one dimension."""
+    actor = Actor(nn.Linear(1, 1, bias=False))
+    actor.module.weight.data.fill_(0.5)
+    return actor
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 1.375), ("l2", 3.15625), (None, 3.15625)])
+def test_bc_by_hand(kind: str | None, expected: float) -> None:
+    observation, action = torch.tensor([[1.0], [-2.0]]), torch.tensor([[0.25], [1.5]])
+    # gaps 0.5 - 0.25 = 0.25 and -1 - 1.5 = -2.5
+    loss = BCLoss(half(), loss_function=kind)
+    assert_close(loss(observation=observation, action=action), expected)
+
+
+@pytest.mark.parametrize("is_gaussian", [True, False])
+def test_bc_likelihood_by_loop(is_gaussian: bool) -> None:
+    loss, data = cases.perturb(BCLoss(cases.stochastic(is_gaussian))), cases.batch()
+    actor, expected = numbers(loss, "actor_network_params")[0], []
+    for row in rows(data):
+        mean, scale = gaussian(actor, row["s"])
+        if is_gaussian:
+            expected.append(-cases.normal_log_density(row["a"], mean, scale))
+        else:
+            before = cases.unsquash(row["a"])
+            expected.append(-cases.squashed_log_density(before, mean, scale))
+    assert_close(loss.actor_loss(data)[0], expected)
+    assert_close(loss(data)["loss_bc"], sum(expected) / len(expected))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bc_distance_by_loop(kind: str) -> None:
+    """A stochastic actor answers with its deterministic action."""
+    data = cases.batch(n=16)
+    for actor in (cases.stochastic(), cases.deterministic()):
+        loss = cases.perturb(BCLoss(actor, loss_function=kind))
+        net, expected = numbers(loss, "actor_network_params")[0], []
+        for row in rows(data):
+            out = linear(net, row["s"])
+            action = cases.squash(out[:ACT]) if len(out) > ACT else out
+            pairs = zip(action, row["a"], strict=True)
+            expected.append([cases.distance(kind, a, b) for a, b in pairs])
+        assert_close(loss.actor_loss(data)[0], expected)
+        assert_close(loss(data)["loss_bc"], sum(map(sum, expected)) / (16 * ACT))
+
+
+@pytest.mark.parametrize("name", ["bc", "bc_l2"])
+def test_bc_gradient(name: str) -> None:
+    loss, data = cases.build(name), cases.batch()
+    cases.check_gradient(loss, lambda: loss.actor_loss(data)[0], "actor_network_params")
+
+
+def test_bc_default_by_kind_of_actor() -> None:
+    assert BCLoss(cases.stochastic()).loss_function is None
+    assert BCLoss(cases.deterministic()).loss_function == "l2"
+
+
+def test_bc_unknown_distance() -> None:
+    loss = BCLoss(cases.deterministic(), loss_function="l3")
+    with pytest.raises(NotImplementedError, match="unknown loss 'l3'"):
+        loss(cases.batch())
+
+
+# Decision Transformer
+
+
+def built(**kwargs: object) -> LossModule:
+    return cases.build("dt", **kwargs)
+
+
+def mask() -> torch.Tensor:
+    """Windows padded by 2, 0 and 3 of 4 steps, at the front as in the authors' code."""
+    keep = torch.ones(3, cases.STEPS, dtype=torch.bool)
+    keep[0, :2], keep[2, :3] = False, False
+    return keep
+
+
+def slow(loss: LossModule, data: TensorDict, kind: str, keep: torch.Tensor) -> list[float]:
+    """Distances of the valid steps, one number per action entry (section 4)."""
+    net, found = numbers(loss, "actor_network_params")[0], []
+    for i in range(data.shape[0]):
+        for t in range(data.shape[1]):
+            step = {k: data[k][i, t].tolist() for k in ("observation", "action", "return_to_go")}
+            action = linear(net, *step.values())
+            if keep[i, t]:
+                pairs = zip(action, step["action"], strict=True)
+                found += [cases.distance(kind, a, b) for a, b in pairs]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("column", [False, True])
+def test_dt_by_loop(kind: str, padded: bool, column: bool) -> None:
+    """The mask is [B, T] or [B, T, 1]."""
+    loss, data = built(loss_function=kind), cases.windows()
+    keep = mask() if padded else torch.ones(3, cases.STEPS, dtype=torch.bool)
+    if padded:
+        data["collector", "mask"] = keep.unsqueeze(-1) if column else keep
+    expected = slow(loss, data, kind, keep)
+    assert len(expected) == ACT * int(keep.sum())
+    assert_close(loss(data)["loss"], sum(expected) / len(expected))
+
+
+def test_dt_sum_and_none() -> None:
+    data, keep = cases.windows(), mask()
+    data["collector", "mask"] = keep
+    expected = slow(built(), data, "l2", keep)
+    assert_close(built(reduction="sum")(data)["loss"], sum(expected))
+    each = built(reduction="none")(data)["loss"]
+    assert each.shape == data["action"].shape
+    assert_close(each[keep].flatten(), expected)
+    assert not each[~keep].any()
+
+
+def test_dt_gradient_is_the_slope_and_spares_the_target() -> None:
+    loss, data = built(), cases.windows()
+    data["collector", "mask"] = mask()
+    cases.check_gradient(loss, lambda: loss(data)["loss"], "actor_network_params")
+    recorded = torch.randn(3, cases.STEPS, ACT, requires_grad=True)
+    loss.set_keys(action_target="recorded")
+    data["recorded"] = recorded
+    loss(data)["loss"].backward()
+    assert recorded.grad is None
+
+
+def test_dt_default_is_l2() -> None:
+    assert DTLoss(cases.window()).loss_function == "l2"
+
+
+def transformer(**kwargs: object) -> DecisionTransformer:
+    settings = {"width": 8, "layers": 2, "heads": 2, "dropout": 0.0, "max_timestep": 10}
+    net = DecisionTransformer(OBS, ACT, **{**settings, **kwargs})
+    for p in net.parameters():  # the usual initialisation is too small to see differences
+        nn.init.normal_(p, std=0.5)
+    return net
+
+
+def inputs(**kwargs: torch.Tensor) -> dict[str, torch.Tensor]:
+    data = cases.windows()
+    steps = torch.arange(cases.STEPS).expand(3, cases.STEPS)
+    found = {k: data[k] for k in ("observation", "action", "return_to_go")}
+    return {**found, "timestep": steps, **kwargs}
+
+
+@pytest.mark.parametrize(
+    ("what", "first"),  # the first prediction that may depend on step 2's token
+    [("return_to_go", 2), ("observation", 2), ("action", 3)],
+)
+def test_transformer_is_causal(what: str, first: int) -> None:
+    net, given = transformer(), inputs()
+    moved = given[what].clone()
+    moved[:, 2] += 1
+    changed = (net(**given) - net(**{**given, what: moved})).abs().amax((0, 2)) > 1e-9
+    assert changed.tolist() == [t >= first for t in range(cases.STEPS)]
+
+
+def test_transformer_does_not_see_padding() -> None:
+    net, keep = transformer(), mask()
+    given = inputs(mask=keep)
+    noisy = {
+        k: torch.where(keep.unsqueeze(-1), v, 7.0) if v.ndim == 3 else v for k, v in given.items()
+    }
+    assert_close(net(**noisy)[keep], net(**given)[keep])
+    short = {k: v[:1, 2:] for k, v in inputs().items()}
+    assert_close(net(**given)[:1, 2:], net(**short))
+
+
+def test_transformer_reads_the_time_step() -> None:
+    net = transformer()
+    later = inputs()["timestep"] + 3
+    assert (net(**inputs()) - net(**inputs(timestep=later))).abs().min() > 1e-9
+    beyond, last = (net(**inputs(timestep=torch.full((3, cases.STEPS), t))) for t in (99, 10))
+    assert_close(beyond, last)
+
+
+def test_attention_by_loop() -> None:
+    """softmax(q k / sqrt(width of a head)) v per head over the tokens so far."""
+    block, x = transformer().blocks[0], torch.randn(1, 3, 8)
+    allowed = torch.ones(3, 3, dtype=torch.bool).tril().expand(1, 1, 3, 3)
+    parts = block.qkv(x)[0].reshape(3, 3, 2, 4).tolist()  # token, q/k/v, head, entry
+    rows_ = []
+    for t in range(3):
+        joined = []
+        for h in range(2):
+            scores = [
+                math.exp(sum(a * b for a, b in zip(parts[t][0][h], parts[u][1][h], strict=True)) / 2)
+                for u in range(t + 1)
+            ]
+            joined += [
+                sum(s * parts[u][2][h][e] for u, s in enumerate(scores)) / sum(scores)
+                for e in range(4)
+            ]
+        rows_.append(joined)
+    assert_close(block.attend(x, allowed), block.out(torch.tensor([rows_])))
+
+
+def test_transformer_bounds_its_actions() -> None:
+    net, free = transformer(max_action=0.25), transformer(max_action=None)
+    free.load_state_dict(net.state_dict(), strict=False)
+    assert_close(net(**inputs()), 0.25 * free(**inputs()).tanh())
+
+
+def test_heads_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="3 attention heads do not divide a width of 8"):
+        transformer(heads=3)
