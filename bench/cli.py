@@ -154,11 +154,11 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{runs} runs to train, {len(plan.finished)} finished already", file=sys.stderr)
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
         outcome = LocalExecutor(workers).run(plan.tasks)
+        if not outcome.interrupted and not args.no_report:  # while the mirror still listens
+            _report(args.out, plan.algorithms, plan.datasets)
     if outcome.interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
-    if not args.no_report:
-        _report(args.out, plan.algorithms, plan.datasets)
     return 1 if outcome.failed else 0
 
 

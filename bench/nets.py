@@ -20,9 +20,16 @@ from rlobj.modules import (
 from rlobj.specs import Bounded
 
 
-def mlp(inputs: int, outputs: int, hidden: Sequence[int], dropout: float = 0.0) -> MLP:
+def mlp(
+    inputs: int,
+    outputs: int,
+    hidden: Sequence[int],
+    dropout: float = 0.0,
+    layer_norm: bool = False,
+) -> MLP:
     """ReLU network with torch's default initialisation."""
-    net = MLP(inputs, outputs, num_cells=list(hidden), activation_class=nn.ReLU)
+    norm = nn.LayerNorm if layer_norm else None
+    net = MLP(inputs, outputs, num_cells=list(hidden), activation_class=nn.ReLU, norm_class=norm)
     if dropout:
         layers = [x for m in net for x in ((m, Dropout(dropout)) if _is_relu(m) else (m,))]
         net = _Layers(*layers)
@@ -127,19 +134,20 @@ def gaussian_actor(
     )
 
 
-def critic(obs: int, act: int, hidden: Sequence[int], orthogonal: bool = False) -> ValueOperator:
-    """Q(s, a)."""
-    net = mlp(obs + act, 1, hidden)
-    if orthogonal:
-        orthogonal_(net)
-    return ValueOperator(net, ["observation", "action"])
-
-
 def critics(
-    n: int, obs: int, act: int, hidden: Sequence[int], orthogonal: bool = False
+    n: int,
+    obs: int,
+    act: int,
+    hidden: Sequence[int],
+    *,
+    orthogonal: bool = False,
+    layer_norm: bool = False,
 ) -> list[ValueOperator]:
-    """``n`` independently initialised critics."""
-    return [critic(obs, act, hidden, orthogonal) for _ in range(n)]
+    """``n`` independently initialised Q(s, a)."""
+    found = [mlp(obs + act, 1, hidden, layer_norm=layer_norm) for _ in range(n)]
+    for net in found if orthogonal else []:
+        orthogonal_(net)
+    return [ValueOperator(net, ["observation", "action"]) for net in found]
 
 
 def value(obs: int, hidden: Sequence[int]) -> ValueOperator:

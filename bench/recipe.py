@@ -37,6 +37,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Scores that a recipe answers to: ``dataset -> (mean, sd, n seeds)``, normalised, final."""
+
+    source: str
+    scores: Mapping[str, tuple[float, float | None, int | None]]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """An algorithm as the benchmark runs it.
 
@@ -52,6 +60,7 @@ class Recipe:
         overrides: ``(dataset pattern, hyper-parameters)``, applied in order.
         sequence: the policy sees the episode so far (Decision Transformer).
         offline: False for algorithms that only train in an environment.
+        published: the paper's numbers, for verdicts.
     """
 
     name: str
@@ -67,6 +76,7 @@ class Recipe:
     quick_steps: int = 20_000
     sequence: bool = False
     offline: bool = True
+    published: Published | None = None
 
     def hyperparameters(
         self, names: tuple[str, ...], profile: str, settings: Mapping[str, str]

@@ -12,7 +12,6 @@ from typing import Any
 
 from bench.errors import BenchError
 
-
 _PR_SET_PDEATHSIG = 1
 
 

@@ -142,9 +142,9 @@ class Collection:
         if found is None:
             return
         step, tensors, meta = found
-        self.replay.size = step
+        self.replay.size = rows = min(step, self.steps)  # a longer run than asked for may exist
         for key, column in self.replay.data.items():
-            column[:step] = tensors.pop(f"replay.{key}")
+            column[:rows] = tensors.pop(f"replay.{key}")[:rows]
         self.trainer.load_state(int(meta["updates"]), tensors)
         self.episode, self.curve = int(meta["episode"]), list(meta["curve"])
 

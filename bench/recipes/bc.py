@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
-from bench.recipe import Problem, Recipe
+from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import actor_output, plain_table, transition_sampler
 from rlobj import BCLoss, LossModule
 
@@ -47,4 +47,18 @@ RECIPE = Recipe(
     table=plain_table,
     sampler=transition_sampler,
     quick={"hidden": (128, 128), "batch_size": 128},
+    published=Published(
+        "Kostrikov et al. 2021, arXiv:2110.06169, table 1 (no spread printed)",
+        {
+            "d4rl/halfcheetah-medium-v2": (42.6, None, None),
+            "d4rl/halfcheetah-medium-replay-v2": (36.6, None, None),
+            "d4rl/halfcheetah-medium-expert-v2": (55.2, None, None),
+            "d4rl/hopper-medium-v2": (52.9, None, None),
+            "d4rl/hopper-medium-replay-v2": (18.1, None, None),
+            "d4rl/hopper-medium-expert-v2": (52.5, None, None),
+            "d4rl/walker2d-medium-v2": (75.3, None, None),
+            "d4rl/walker2d-medium-replay-v2": (26.0, None, None),
+            "d4rl/walker2d-medium-expert-v2": (107.5, None, None),
+        },
+    ),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
-from bench.recipe import Problem, Recipe
+from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import distribution_mode, plain_table, transition_sampler
 from rlobj import CQLLoss, LossModule
 
@@ -106,5 +106,19 @@ RECIPE = Recipe(
                 "normalize": False,
             },
         ),
+    ),
+    published=Published(
+        "re-run in Kostrikov et al. 2021, arXiv:2110.06169, table 1 (no spread printed)",
+        {
+            "d4rl/halfcheetah-medium-v2": (44.0, None, None),
+            "d4rl/halfcheetah-medium-replay-v2": (45.5, None, None),
+            "d4rl/halfcheetah-medium-expert-v2": (91.6, None, None),
+            "d4rl/hopper-medium-v2": (58.5, None, None),
+            "d4rl/hopper-medium-replay-v2": (95.0, None, None),
+            "d4rl/hopper-medium-expert-v2": (105.4, None, None),
+            "d4rl/walker2d-medium-v2": (72.5, None, None),
+            "d4rl/walker2d-medium-replay-v2": (77.2, None, None),
+            "d4rl/walker2d-medium-expert-v2": (108.8, None, None),
+        },
     ),
 )

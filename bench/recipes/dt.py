@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.engine.agent import Agent, Group, Phase
 from bench.engine.sampling import WindowSampler
-from bench.recipe import Problem, Recipe
+from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import warmup
 from rlobj import DTLoss, LossModule
 from rlobj.modules import DecisionTransformer
@@ -112,4 +112,18 @@ RECIPE = Recipe(
     ),
     steps=100_000,
     sequence=True,
+    published=Published(
+        "Chen et al. 2021, arXiv:2106.01345, table 2",
+        {
+            "d4rl/halfcheetah-medium-v2": (42.6, 0.1, 3),
+            "d4rl/halfcheetah-medium-replay-v2": (36.6, 0.8, 3),
+            "d4rl/halfcheetah-medium-expert-v2": (86.8, 1.3, 3),
+            "d4rl/hopper-medium-v2": (67.6, 1.0, 3),
+            "d4rl/hopper-medium-replay-v2": (82.7, 7.0, 3),
+            "d4rl/hopper-medium-expert-v2": (107.6, 1.8, 3),
+            "d4rl/walker2d-medium-v2": (74.0, 1.4, 3),
+            "d4rl/walker2d-medium-replay-v2": (66.6, 3.0, 3),
+            "d4rl/walker2d-medium-expert-v2": (108.1, 0.2, 3),
+        },
+    ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
-from bench.recipe import Problem, Recipe
+from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import cosine, distribution_mode, plain_table, transition_sampler
 from rlobj import IQLLoss, LossModule
 
@@ -93,5 +93,19 @@ RECIPE = Recipe(
         ("gym-mujoco", {"return_range": 1000.0}),
         ("adroit", {"temperature": 0.5, "dropout": 0.1}),
         ("antmaze", {"temperature": 10.0, "expectile": 0.9, "reward_bias": -1.0}),
+    ),
+    published=Published(
+        "Kostrikov et al. 2021, arXiv:2110.06169, table 1 (no spread printed)",
+        {
+            "d4rl/halfcheetah-medium-v2": (47.4, None, None),
+            "d4rl/halfcheetah-medium-replay-v2": (44.2, None, None),
+            "d4rl/halfcheetah-medium-expert-v2": (86.7, None, None),
+            "d4rl/hopper-medium-v2": (66.3, None, None),
+            "d4rl/hopper-medium-replay-v2": (94.7, None, None),
+            "d4rl/hopper-medium-expert-v2": (91.5, None, None),
+            "d4rl/walker2d-medium-v2": (78.3, None, None),
+            "d4rl/walker2d-medium-replay-v2": (73.9, None, None),
+            "d4rl/walker2d-medium-expert-v2": (109.6, None, None),
+        },
     ),
 )

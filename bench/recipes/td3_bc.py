@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
-from bench.recipe import Problem, Recipe
+from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import actor_output, plain_table, transition_sampler
 from rlobj import LossModule, TD3BCLoss
 
@@ -75,4 +75,18 @@ RECIPE = Recipe(
     table=plain_table,
     sampler=transition_sampler,
     quick={"hidden": (128, 128), "batch_size": 128},
+    published=Published(
+        "Fujimoto & Gu 2021, arXiv:2106.06860v2, v2 datasets",
+        {
+            "d4rl/halfcheetah-medium-v2": (48.3, 0.3, 5),
+            "d4rl/halfcheetah-medium-replay-v2": (44.6, 0.5, 5),
+            "d4rl/halfcheetah-medium-expert-v2": (90.7, 4.3, 5),
+            "d4rl/hopper-medium-v2": (59.3, 4.2, 5),
+            "d4rl/hopper-medium-replay-v2": (60.9, 18.8, 5),
+            "d4rl/hopper-medium-expert-v2": (98.0, 9.4, 5),
+            "d4rl/walker2d-medium-v2": (83.7, 2.1, 5),
+            "d4rl/walker2d-medium-replay-v2": (81.8, 5.5, 5),
+            "d4rl/walker2d-medium-expert-v2": (110.1, 0.5, 5),
+        },
+    ),
 )

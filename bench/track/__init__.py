@@ -11,5 +11,6 @@ stored once.
 
 from bench.track.follow import Follower, sync
 from bench.track.mirror import MirrorError, SyncReport, default_uri, init_store
+from bench.track.ui import ui
 
-__all__ = ["Follower", "MirrorError", "SyncReport", "default_uri", "init_store", "sync"]
+__all__ = ["Follower", "MirrorError", "SyncReport", "default_uri", "init_store", "sync", "ui"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +39,15 @@ class ValueEstimatorBase(TensorDictModuleBase):
                 raise KeyError(f"{name!r} is not a key of {type(self).__name__}")
             setattr(self.tensor_keys, name, key)
 
-    @property
+    @property  # type: ignore[misc]
     def in_keys(self) -> list[NestedKey]:
         """Entries a target is made of: those of the value network, now and next, and the flags."""
         keys, net = self.tensor_keys, self.value_network
-        observed: list[NestedKey] = [] if net is None else list(net.in_keys)
+        observed: Sequence[NestedKey] = getattr(net, "in_keys", ())
         after = (*observed, keys.reward, keys.done, keys.terminated)
         return [*observed, *(unravel_key(("next", k)) for k in after)]
 
-    @property
+    @property  # type: ignore[misc]
     def out_keys(self) -> list[NestedKey]:
         return [self.tensor_keys.advantage, self.tensor_keys.value_target]
 

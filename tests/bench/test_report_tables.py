@@ -145,6 +145,16 @@ def test_hostile_names_stay_inside_their_markdown_cell(tmp_path):
     assert re.findall(r"<(?!br>)", text) == []
 
 
+def test_a_hostile_state_stays_inside_its_cell(tmp_path):
+    path = make_run(tmp_path, state="running").path / "status.json"
+    path.write_text(path.read_text().replace('"running"', '"<u>|x_{}"'))
+    table = summarise(collect(tmp_path))
+    lines = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3}
+    assert "<u>" not in tables.markdown(table)
+    assert r"1 \textless{}u\textgreater{}\textbar{}x\_\{\}" in tables.latex(table)
+
+
 def test_hostile_names_leave_latex_balanced(tmp_path):
     hostile_run(tmp_path)
     text = tables.latex(summarise(collect(tmp_path)))

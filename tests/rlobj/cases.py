@@ -51,29 +51,30 @@ def spec() -> Bounded:
     return Bounded(torch.tensor(LOW), torch.tensor(HIGH))
 
 
-def stochastic(gaussian: bool = False) -> ProbabilisticActor:
+def stochastic(gaussian: bool = False, action: str = "action") -> ProbabilisticActor:
     """A TanhNormal actor within the bounds, or an unbounded Gaussian one."""
     body = nn.Sequential(nn.Linear(OBS, 2 * ACT), MeanAndScale())
     bounds = {"low": torch.tensor(LOW), "high": torch.tensor(HIGH)}
     return ProbabilisticActor(
         TensorDictModule(body, in_keys=["observation"], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
+        out_keys=[action],
         distribution_class=IndependentNormal if gaussian else TanhNormal,
         distribution_kwargs=None if gaussian else bounds,
         spec=spec(),
     )
 
 
-def deterministic() -> Actor:
-    return Actor(nn.Linear(OBS, ACT), spec=spec())
+def deterministic(action: str = "action") -> Actor:
+    return Actor(nn.Linear(OBS, ACT), out_keys=[action], spec=spec())
 
 
-def critic() -> ValueOperator:
-    return ValueOperator(Critic(), in_keys=["observation", "action"])
+def critic(action: str = "action", out: str = "state_action_value") -> ValueOperator:
+    return ValueOperator(Critic(), in_keys=["observation", action], out_keys=[out])
 
 
-def value() -> ValueOperator:
-    return ValueOperator(nn.Linear(OBS, 1))
+def value(out: str = "state_value") -> ValueOperator:
+    return ValueOperator(nn.Linear(OBS, 1), out_keys=[out])
 
 
 def window() -> Actor:
@@ -213,7 +214,9 @@ def numbers(loss: LossModule, name: str) -> list[tuple[list, list]]:
 
 def linear(net: tuple[list, list], *inputs: list[float]) -> list[float]:
     x = [v for part in inputs for v in part]
-    return [sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(*net, strict=True)]
+    return [
+        sum(w * v for w, v in zip(row, x, strict=True)) + b for row, b in zip(*net, strict=True)
+    ]
 
 
 def gaussian(net: tuple[list, list], observation: list[float]) -> tuple[list[float], list[float]]:
@@ -224,7 +227,9 @@ def gaussian(net: tuple[list, list], observation: list[float]) -> tuple[list[flo
 
 def normal_log_density(x: Sequence[float], mean: Sequence[float], scale: Sequence[float]) -> float:
     terms = zip(x, mean, scale, strict=True)
-    return sum(-((v - m) ** 2) / (2 * s * s) - math.log(s * math.sqrt(2 * math.pi)) for v, m, s in terms)
+    return sum(
+        -((v - m) ** 2) / (2 * s * s) - math.log(s * math.sqrt(2 * math.pi)) for v, m, s in terms
+    )
 
 
 def squash(before: Sequence[float]) -> list[float]:

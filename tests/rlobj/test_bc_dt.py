@@ -201,7 +201,9 @@ def test_attention_by_loop() -> None:
         joined = []
         for h in range(2):
             scores = [
-                math.exp(sum(a * b for a, b in zip(parts[t][0][h], parts[u][1][h], strict=True)) / 2)
+                math.exp(
+                    sum(a * b for a, b in zip(parts[t][0][h], parts[u][1][h], strict=True)) / 2
+                )
                 for u in range(t + 1)
             ]
             joined += [

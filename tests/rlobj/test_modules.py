@@ -1,4 +1,4 @@
-"""Distributions against the change of variables done numerically; networks; specs; the noise door."""
+"""Distributions against a numerical change of variables; networks; specs; the noise door."""
 
 import math
 

@@ -36,7 +36,9 @@ def by_hand() -> tuple[LossModule, TensorDict]:
     """pi(s) = s/2; Q1 = s + 2a, Q2 = 3s - a; two transitions, the second terminal."""
     actor = Actor(nn.Linear(1, 1, bias=False))
     actor.module.weight.data.fill_(0.5)
-    critics = [ValueOperator(Scalar(*w), ["observation", "action"]) for w in [(1.0, 2.0), (3.0, -1.0)]]
+    critics = [
+        ValueOperator(Scalar(*w), ["observation", "action"]) for w in [(1.0, 2.0), (3.0, -1.0)]
+    ]
     loss = TD3BCLoss(actor, critics, bounds=(-1.0, 1.0), loss_function="l2", alpha=2.5)
     loss.make_value_estimator(gamma=0.9).mark_updated()
     column = {k: torch.tensor(v).unsqueeze(-1) for k, v in {

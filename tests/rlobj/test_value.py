@@ -67,7 +67,7 @@ def test_estimator() -> None:
     double.weight.data.fill_(2.0)
     estimator = TD0Estimator(gamma=0.9, value_network=ValueOperator(double))
     assert_close(estimator.value_estimate(data), [[1 + 18.0], [2.0], [3 + 54.0]])
-    assert "state_value" not in data["next"].keys()
+    assert "state_value" not in data["next"]
 
 
 def test_estimator_over_several_steps() -> None:

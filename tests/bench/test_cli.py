@@ -1,0 +1,153 @@
+"""The command line: bad input gives one line, and a small run gives what it promises."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from bench.cli import main
+from bench.plan import Request, make_plan
+from tests.bench.runs import bench, pendulum_file, small_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pendulum_file(tmp_path_factory.mktemp("data") / "pendulum.hdf5")
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run in this process; the one line it prints on stderr."""
+    status = main([str(w) for w in words])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 and len(lines) == 1, (status, lines)
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def run_words(data: Path, tmp_path: Path, *more: object, algo: str = "bc") -> list[object]:
+    return ["run", "--algo", algo, "--dataset", data, "--out", tmp_path / "out", *more]
+
+
+def rewrite(source: Path, target: Path, change: str) -> Path:
+    """A copy of a flat file with one thing wrong."""
+    with h5py.File(source) as old, h5py.File(target, "w") as new:
+        for key in old:
+            if (change, key) != ("no terminals", "terminals"):
+                new[key] = old[key][()]
+        new.attrs.update(old.attrs)
+        if change == "nan":
+            new["rewards"][7] = np.nan
+        if change == "width":
+            del new["actions"]
+            new["actions"] = np.zeros((len(new["rewards"]), 3), dtype=np.float32)
+        if change == "discrete":
+            del new["actions"]
+            new["actions"] = np.zeros(len(new["rewards"]), dtype=np.int64)
+            new.attrs["env_id"] = "CartPole-v1"
+            del new["observations"], new["final_observations"]
+            new["observations"] = np.zeros((len(new["rewards"]), 4), dtype=np.float32)
+    return target
+
+
+def test_unknown_names_come_with_the_nearest(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "td3_bc" in fails(capsys, *run_words(data, tmp_path, algo="td3bc"))
+    words = ["run", "--algo", "bc", "--dataset", "lite/hoper/medium-v0", "--out", tmp_path]
+    assert "lite/hopper/medium-v0" in fails(capsys, *words)
+    line = fails(capsys, *run_words(data, tmp_path, "--set", "batchsize=3"))
+    assert "batch_size" in line
+    assert "--set batch_size=many" in fails(
+        capsys, *run_words(data, tmp_path, "--set", "batch_size=many")
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("nan", "rewards"), ("no terminals", "terminals"), ("width", "actions")],
+)
+def test_bad_files(
+    change: str, named: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = rewrite(data, tmp_path / "bad.hdf5", change)
+    line = fails(capsys, *run_words(bad, tmp_path))
+    assert "bad.hdf5" in line and named in line
+
+
+def test_truncated_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "cut.hdf5"
+    bad.write_bytes(data.read_bytes()[:-200])
+    assert "cut.hdf5" in fails(capsys, *run_words(bad, tmp_path))
+
+
+def test_discrete_data_is_refused_before_anything_trains(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = rewrite(data, tmp_path / "discrete.hdf5", "discrete")
+    line = fails(capsys, *run_words(bad, tmp_path, algo="td3_bc"))
+    assert "td3_bc" in line and "discrete" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_cuda_here(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--device cpu" in fails(capsys, *run_words(data, tmp_path, "--device", "cuda"))
+
+
+def plan_of(data: Path, out: Path, **changes: object) -> str:
+    """The configuration hash of a small request."""
+    request = {"algorithms": ("iql",), "datasets": (str(data),), "out": out, "steps": 10}
+    plan = make_plan(Request(**{**request, **changes}), workers=1)
+    return plan.tasks[0].config
+
+
+def test_what_the_hash_covers(data: Path, tmp_path: Path) -> None:
+    """Catches: a longer run or another seed count landing in a new folder, and two different
+    configurations sharing one."""
+    base = plan_of(data, tmp_path, settings={"schedule_steps": "10"})
+    assert plan_of(data, tmp_path, settings={"schedule_steps": "10"}, steps=20) == base
+    assert plan_of(data, tmp_path, settings={"schedule_steps": "10"}, seeds=7) == base
+    assert plan_of(data, tmp_path, settings={"schedule_steps": "20"}) != base
+    assert plan_of(data, tmp_path, steps=20) != base  # IQL's schedule ends at the last step
+    assert plan_of(data, tmp_path, profile="paper", steps=10) != base
+    assert plan_of(data, tmp_path, settings={"schedule_steps": "10"}, eval_episodes=3) != base
+
+
+def test_seeds_are_spread_over_workers(data: Path, tmp_path: Path) -> None:
+    request = Request(("bc",), (str(data),), seeds=5, out=tmp_path)
+    for workers, groups in ((1, [(0, 1, 2, 3, 4)]), (2, [(0, 1, 2), (3, 4)])):
+        assert [t.seeds for t in make_plan(request, workers).tasks] == groups
+
+
+def test_a_run_from_start_to_report(data: Path, tmp_path: Path) -> None:
+    """Train, evaluate and report in a process of its own."""
+    out = tmp_path / "out"
+    words = [w for w in small_run(data, out, steps=40) if w not in ("--no-report",)]
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    assert "TD3+BC" in done.stdout and "quick profile" in done.stdout
+    with open(out / "compare" / "scores.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["algorithm"], r["seed"], r["state"], r["steps"]) for r in rows] == [
+        ("td3_bc", "0", "done", "40"),
+        ("td3_bc", "1", "done", "40"),
+    ]
+    (first, _) = sorted((out / "runs").rglob("config.json"))
+    config = json.loads(first.read_text())
+    assert config["hyperparameters"]["hidden"] == [8, 8]
+    assert config["data"]["stats"]["transitions"] == 400
+    scores = (first.parent / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in scores[1:]] == ["20", "40"]
+    for name in ("table.md", "table.tex", "table.csv", "report.html"):
+        assert (out / "compare" / name).stat().st_size > 0
