@@ -73,7 +73,7 @@ class Recipe:
     quick: Mapping[str, Any]
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     steps: int = 1_000_000
-    quick_steps: int = 20_000
+    quick_steps: int = 40_000
     sequence: bool = False
     offline: bool = True
     published: Published | None = None

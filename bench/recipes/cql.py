@@ -91,7 +91,7 @@ RECIPE = Recipe(
     build=build,
     table=plain_table,
     sampler=transition_sampler,
-    quick={"hidden": (128, 128, 128), "batch_size": 128},
+    quick={"hidden": (128, 128, 128), "batch_size": 64},
     overrides=(
         ("adroit", {"min_q_weight": 1.0, "policy_lr": 1e-4}),
         (

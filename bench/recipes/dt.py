@@ -105,6 +105,7 @@ RECIPE = Recipe(
     table=table,
     sampler=sampler,
     quick={"width": 64, "batch_size": 32, "warmup_steps": 1_000},
+    quick_steps=10_000,
     overrides=(
         ("hopper", {"target_returns": (3600.0, 1800.0)}),
         ("halfcheetah", {"target_returns": (12000.0, 6000.0)}),

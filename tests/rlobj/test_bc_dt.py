@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import InteractionType, set_interaction_type
 from torch import nn
 
 from rlobj import BCLoss, DTLoss, LossModule
@@ -59,6 +60,15 @@ def test_bc_distance_by_loop(kind: str) -> None:
             expected.append([cases.distance(kind, a, b) for a, b in pairs])
         assert_close(loss.actor_loss(data)[0], expected)
         assert_close(loss(data)["loss_bc"], sum(map(sum, expected)) / (16 * ACT))
+
+
+def test_bc_is_deterministic_whatever_surrounds_it() -> None:
+    """Inside a collector's "sample" mode a loss still uses its own mode."""
+    loss, data = cases.perturb(BCLoss(cases.stochastic(), loss_function="l2")), cases.batch()
+    expected = loss.actor_loss(data)[0].detach()
+    with set_interaction_type(InteractionType.RANDOM):
+        assert_close(loss.actor_loss(data)[0], expected)
+        assert_close(loss(data)["loss_bc"], expected.mean())
 
 
 @pytest.mark.parametrize("name", ["bc", "bc_l2"])
@@ -136,9 +146,14 @@ def test_dt_gradient_is_the_slope_and_spares_the_target() -> None:
     cases.check_gradient(loss, lambda: loss(data)["loss"], "actor_network_params")
     recorded = torch.randn(3, cases.STEPS, ACT, requires_grad=True)
     loss.set_keys(action_target="recorded")
+    assert set(loss.in_keys) == {"observation", "action", "return_to_go", "recorded"}
+    del data["collector"]
     data["recorded"] = recorded
-    loss(data)["loss"].backward()
+    value = loss(data)["loss"]
+    value.backward()
     assert recorded.grad is None
+    predicted = loss.run_network("actor_network", data)["action"]
+    assert_close(value, (predicted - recorded).detach().pow(2).mean())
 
 
 def test_dt_default_is_l2() -> None:
@@ -212,6 +227,32 @@ def test_attention_by_loop() -> None:
             ]
         rows_.append(joined)
     assert_close(block.attend(x, allowed), block.out(torch.tensor([rows_])))
+
+
+def slow_block(block: nn.Module, x: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """x + attention(norm(x)), then x + MLP(norm(x)) with the exact GELU."""
+    x = x + block.attend(block.norm1(x), allowed)
+    up = block.up(block.norm2(x))
+    return x + block.down(up * (1 + torch.erf(up / math.sqrt(2))) / 2)
+
+
+def test_transformer_by_loop() -> None:
+    """Tokens R_0 s_0 a_0 R_1 s_1 a_1 ..., each with its step's time; a_t is read at s_t."""
+    net, given = transformer(max_action=None), inputs()
+    predicted = net(**given)
+    for b in range(3):
+        tokens = []
+        for t in range(cases.STEPS):
+            time = net.embed_time.weight[given["timestep"][b, t]]
+            tokens.append(net.embed_return(given["return_to_go"][b, t]) + time)
+            tokens.append(net.embed_state(given["observation"][b, t]) + time)
+            tokens.append(net.embed_action(given["action"][b, t]) + time)
+        x = net.norm_in(torch.stack(tokens)).unsqueeze(0)
+        allowed = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()[None, None]
+        for block in net.blocks:
+            x = slow_block(block, x, allowed)
+        for t in range(cases.STEPS):
+            assert_close(predicted[b, t], net.head(net.norm_out(x[0, 3 * t + 1])).detach())
 
 
 def test_transformer_bounds_its_actions() -> None:

@@ -162,6 +162,20 @@ def test_vmap_over_seeds_equals_a_loop(name: str) -> None:
             assert_close(grad[i], slope)
 
 
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_targets_and_frozen_networks_pass_no_gradient_to_parameters(name: str) -> None:
+    loss, data = build(name), cases.batch()
+    with loss.bind(cases.leaves(loss)):
+        for target, detach in ((True, False), (False, True), (True, True), (False, False)):
+            q = loss.run_network("qvalue_network", data, target=target, detach=detach)
+            assert q["state_action_value"].requires_grad != (target or detach)
+            if name != "td3_bc":
+                mean = loss.distribution(data, target=target, detach=detach).loc
+                assert mean.requires_grad != (target or detach)
+        target = loss.bootstrap(data, torch.ones(cases.N, requires_grad=True))
+        assert not target.requires_grad
+
+
 # copies of networks
 
 
