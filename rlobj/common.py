@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
@@ -82,7 +82,7 @@ class LossModule(TensorDictModuleBase):
         self.use_prioritized_weights: bool | str = False
         self.value_type: ValueEstimators | None = self.default_value_estimator
         self._tensor_keys = self._AcceptedKeys()
-        self._value_estimator: nn.Module | None = None
+        self._value_estimator: Any = None
         self._networks: dict[str, dict] = {}
         self._bound: Mapping[str, Tensor] | None = None
         self._updated = False
@@ -146,18 +146,19 @@ class LossModule(TensorDictModuleBase):
             create_target_params: keep a delayed copy as buffers.
             compare_against: parameters trained elsewhere; shared ones enter here as constants.
         """
-        ensemble = expand_dim is not None or isinstance(module, (list, tuple, nn.ModuleList))
-        if isinstance(module, (list, tuple, nn.ModuleList)):
-            if expand_dim is not None and expand_dim != len(module):
-                raise ValueError(f"{module_name}: {len(module)} networks given for {expand_dim}")
-            params = _stack([TensorDict.from_module(m) for m in module])
-            module = module[0]
+        several = isinstance(module, (Sequence, nn.ModuleList))
+        ensemble = expand_dim is not None or several
+        members = list(module) if isinstance(module, (Sequence, nn.ModuleList)) else [module]
+        if several:
+            if expand_dim is not None and expand_dim != len(members):
+                raise ValueError(f"{module_name}: {len(members)} networks given for {expand_dim}")
+            params = _stack([TensorDict.from_module(m) for m in members])
         else:
-            params = TensorDict.from_module(module)
+            params = TensorDict.from_module(members[0])
             shared = {id(p) for p in compare_against or ()}
             params = params.apply(lambda p: _own_copy(p, shared, expand_dim), filter_empty=False)
         params = TensorDictParams(params, no_convert=True)
-        self.__dict__[module_name] = _stateless(module)
+        self.__dict__[module_name] = _stateless(members[0])
         setattr(self, f"{module_name}_params", params)
         if create_target_params:
             frozen = params.data.apply(lambda p: Buffer(p.clone()), filter_empty=False)
@@ -247,7 +248,8 @@ class LossModule(TensorDictModuleBase):
         """
         saved = dict(self._parameters), dict(self._buffers), self._bound
         self._bound = {**(self._bound or {}), **tensors}
-        for own in (self._parameters, self._buffers):
+        own_dicts: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
+        for own in own_dicts:
             own.update({k: tensors[k] for k in own if k in tensors})
         try:
             yield
@@ -359,7 +361,7 @@ class _DistOf(nn.Module):
         self.net = net
 
     def forward(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
-        return self.net.get_dist(tensordict)
+        return cast(Any, self.net).get_dist(tensordict)
 
 
 def _own_copy(param: Tensor, shared: set[int], expand_dim: int | None) -> Tensor:
@@ -381,7 +383,7 @@ def _stack(members: list[TensorDict]) -> TensorDict:
         stacked = torch.stack([first.data, *(r.data for r in rest)])
         return nn.Parameter(stacked) if isinstance(first, nn.Parameter) else Buffer(stacked)
 
-    return members[0].apply(stack, *members[1:], filter_empty=False)
+    return cast(TensorDict, members[0].apply(stack, *members[1:], filter_empty=False))
 
 
 def _stateless(module: nn.Module) -> nn.Module:

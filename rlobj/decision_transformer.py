@@ -45,7 +45,7 @@ class DTLoss(LossModule):
         if device is not None:
             self.to(device)
 
-    @property
+    @property  # type: ignore[misc] # derived, as in the base class
     def in_keys(self) -> list[NestedKey]:
         keys = [*self.actor_network.in_keys, self.tensor_keys.action_target]
         return list(dict.fromkeys(keys))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class TargetNetUpdater:
         NotImplementedError: when the loss holds no delayed networks.
     """
 
-    def __init__(self, loss_module: nn.Module) -> None:
+    def __init__(self, loss_module: Any) -> None:
         names = list(getattr(loss_module, "delayed_networks", list)())
         if not names:
             raise NotImplementedError("the loss has no target networks: nothing to update")

@@ -129,6 +129,8 @@ def test_bind_nests_and_recovers() -> None:
         with pytest.raises(KeyError), loss.bind({"log_alpha": torch.tensor(9.0)}):
             assert loss.log_alpha == 9
             raise KeyError
+        with loss.bind({"log_alpha": other["log_alpha"]}):
+            same(computed(loss, data, tape), expected)  # the outer parameters are still there
         same(computed(loss, data, tape), expected)
     assert loss.log_alpha is own
     assert dict(loss.named_parameters())["log_alpha"] is own
