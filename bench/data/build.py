@@ -227,6 +227,9 @@ def run_make(args: Any) -> int:
         card = cards().get(name)
         if card is None:
             raise ConfigError(f"{name} has no card: only datasets with a card can be made")
+        if card.combine:
+            print(f"{card.id}: combines {' and '.join(card.combine)}, nothing to make")
+            continue
         made = make_dataset(card, args.out / "make", lambda text: print(text, flush=True))
         path = args.to or args.out / "make" / Path(str(card.path)).name
         write_made(made, card, path)

@@ -167,18 +167,16 @@ class Cell:
                 if evaluated:
                     self._log(step)
                     self._evaluate(step)
-                if evaluated or self.stop_requested or now - saved > _CHECKPOINT_SECONDS:
+                stopping = self.stop_requested and step < self.task.steps  # may come any moment
+                if evaluated or stopping or now - saved > _CHECKPOINT_SECONDS:
                     lock.check()
-                    finished = step == self.task.steps
-                    self.checkpoint("done" if finished else self._state())
+                    going_on = "killed" if stopping else "running"
+                    self.checkpoint("done" if step == self.task.steps else going_on)
                     saved = time.monotonic()
-                if self.stop_requested and step < self.task.steps:
+                if stopping:
                     raise Interrupted
             if self.trainer.step >= self.task.steps or len(self.diverged) == len(self.folders):
                 self.checkpoint("done")
-
-    def _state(self) -> str:
-        return "killed" if self.stop_requested else "running"
 
     def _progress(self, rate: float) -> None:
         self.report({"event": "progress", "step": self.trainer.step, "rate": rate})
