@@ -94,6 +94,9 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--eval-episodes", type=_positive, metavar="N", help="episodes per evaluation and seed"
     )
+    parser.add_argument(
+        "--executor", choices=("local",), default="local", help="where to train (default: local)"
+    )
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
     parser.add_argument(
         "--strict", action="store_true", help="actions outside the bounds are an error"
@@ -155,7 +158,7 @@ def _run(args: argparse.Namespace) -> int:
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
         outcome = LocalExecutor(workers).run(plan.tasks)
         if not outcome.interrupted and not args.no_report:  # while the mirror still listens
-            _report(args.out, plan.algorithms, plan.datasets)
+            _report(args.out, None, None)
     if outcome.interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130

@@ -86,7 +86,7 @@ class GaussianHead(nn.Module):
 class FixedScaleHead(nn.Module):
     """A bounded location and one learned scale per action dimension (IQL's policy)."""
 
-    def __init__(self, net: nn.Module, n: int, log_std: tuple[float, float] = (-20.0, 2.0)) -> None:
+    def __init__(self, net: nn.Module, n: int, log_std: tuple[float, float] = (-5.0, 2.0)) -> None:
         super().__init__()
         self.net, self.range = net, log_std
         self.log_std = nn.Parameter(torch.zeros(n))

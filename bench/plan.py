@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,23 +22,20 @@ _DOMAINS = {
     "gym-mujoco": ("hopper", "halfcheetah", "walker2d", "ant"),
     "adroit": ("pen", "door", "hammer", "relocate"),
     "antmaze": ("antmaze",),
+    "kitchen": ("kitchen",),
 }
+
+
+_SEEDS = {"quick": 2, "paper": 5}
+_QUICK_EVAL_INTERVAL, _QUICK_EVAL_EPISODES = 2_000, 10
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a profile trains and evaluates."""
+    """How a run is evaluated."""
 
-    seeds: int
     eval_interval: int
     eval_episodes: int
-    paper_protocol: bool
-
-
-PROFILES = {
-    "quick": Protocol(seeds=2, eval_interval=2_000, eval_episodes=10, paper_protocol=False),
-    "paper": Protocol(seeds=5, eval_interval=5_000, eval_episodes=10, paper_protocol=True),
-}
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,17 @@ class Request:
     eval_interval: int | None = None  # instead of the profile's
     eval_episodes: int | None = None
 
-    @property
-    def protocol(self) -> Protocol:
-        """The profile's protocol with what was asked for instead; then it is not the paper's."""
-        chosen = {"eval_interval": self.eval_interval, "eval_episodes": self.eval_episodes}
-        changed = {k: v for k, v in chosen.items() if v is not None}
-        base = PROFILES[self.profile]
-        return replace(base, **changed, paper_protocol=base.paper_protocol and not changed)
+    def protocol(self, recipe: Recipe) -> Protocol:
+        """The profile's evaluations, or what was asked for instead."""
+        quick = self.profile == "quick"
+        interval = _QUICK_EVAL_INTERVAL if quick else recipe.eval_interval
+        episodes = _QUICK_EVAL_EPISODES if quick else recipe.eval_episodes
+        return Protocol(self.eval_interval or interval, self.eval_episodes or episodes)
+
+    def is_paper_protocol(self, recipe: Recipe) -> bool:
+        """Nothing differs from the recipe's paper settings (the number of seeds aside)."""
+        own = (self.settings, self.eval_interval, self.eval_episodes)
+        return self.profile == "paper" and not any(own) and self.steps in (None, recipe.steps)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def make_plan(request: Request, workers: int) -> Plan:
 
     recipes = expand_algorithms(list(request.algorithms))
     device = resolve_device(request.device)
-    refs = expand(request.datasets)
+    refs = expand(expand_suites(request.datasets))
     datasets = [(r, load(r, env_id=request.env_id, strict=request.strict)) for r in refs]
     for recipe in recipes:
         for _, dataset in datasets:
@@ -100,6 +102,16 @@ def make_plan(request: Request, workers: int) -> Plan:
             finished += done
     names = tuple(d.name for _, d in datasets)
     return Plan(tuple(tasks), tuple(finished), names, tuple(r.name for r in recipes))
+
+
+def expand_suites(names: Sequence[str]) -> list[str]:
+    """Replace the names of suites (``bench/suites/<name>.toml``) by their datasets."""
+    found: list[str] = []
+    for name in names:
+        path = Path(__file__).parent / "suites" / f"{name}.toml"
+        plain = re.fullmatch(r"[a-z0-9_-]+", name) is not None
+        found += tomllib.loads(path.read_text())["datasets"] if plain and path.exists() else [name]
+    return found
 
 
 def check_fit(recipe: Recipe, dataset: Any) -> None:
@@ -133,7 +145,7 @@ def _domain(family: str) -> str:
 def _cell(
     request: Request, recipe: Recipe, ref: str, dataset: Any, device: str, workers: int
 ) -> tuple[list[Task], list[Path]]:
-    protocol = request.protocol
+    protocol = request.protocol(recipe)
     quick = request.profile == "quick"
     steps = request.steps or (recipe.quick_steps if quick else recipe.steps)
     names = (dataset.name, dataset.family, _domain(dataset.family))
@@ -155,7 +167,7 @@ def _cell(
         strict=request.strict,
         record=record,
     )
-    seeds = range(protocol.seeds if request.seeds is None else request.seeds)
+    seeds = range(request.seeds or _SEEDS[request.profile])
     return _groups(task, list(seeds), workers)
 
 
@@ -165,7 +177,8 @@ def _resolved(hyper: Any, dataset: Any, steps: int) -> Any:
         hyper = replace(hyper, schedule_steps=steps)
     if getattr(hyper, "target_returns", None) == ():
         best = float(dataset.stats["return_max"])
-        hyper = replace(hyper, target_returns=(best, best / 2))
+        halfway = (best + float(dataset.stats["return_mean"])) / 2
+        hyper = replace(hyper, target_returns=(best, halfway))
     return hyper
 
 
@@ -177,8 +190,10 @@ def _record(
         "algorithm": recipe.name,
         "hyperparameters": asdict(hyper),
         "profile": request.profile,
-        "protocol": asdict(protocol) | {"seeds": None},
+        "protocol": asdict(protocol),
         "fingerprint": dataset.fingerprint,
+        "unknown_next": int((~dataset.transitions["valid_next"]).sum()),
+        "reference": dataset.reference,
         "env_id": env_id,
         "horizon": dataset.horizon,
     }
@@ -197,11 +212,8 @@ def _record(
         "reference_source": dataset.reference_source,
         "hyperparameters": asdict(hyper),
         "data": {"fingerprint": dataset.fingerprint, "stats": dataset.stats},
-        "protocol": {
-            "eval_interval": protocol.eval_interval,
-            "eval_episodes": protocol.eval_episodes,
-            "paper_protocol": protocol.paper_protocol,
-        },
+        "protocol": asdict(protocol),
+        "paper_protocol": request.is_paper_protocol(recipe),
         "versions": versions(),
         "git_commit": git_commit(),
         "device": device,
@@ -211,12 +223,13 @@ def _record(
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": sys.version.split()[0]}
-    for package in ("torch", "tensordict", "gymnasium", "mujoco", "numpy", "rlobj-bench"):
+    packages = ("torch", "tensordict", "gymnasium", "mujoco", "numpy", "rlobj-bench")
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return {("project" if k == "rlobj-bench" else k): v for k, v in found.items()}
 
 
 def git_commit() -> str | None:

@@ -11,11 +11,11 @@ from bench.engine.trainer import Trainer
 from bench.recipe import Problem
 
 
-def normalized(observation: Tensor, problem: Problem) -> Tensor:
-    """Observations as the networks see them."""
-    if problem.mean is None or problem.std is None:
-        return observation
-    return (observation - problem.mean) / problem.std
+def normalized(observation: Tensor, problem: Problem, device: torch.device) -> Tensor:
+    """Observations as the networks see them, on the networks' device."""
+    if problem.mean is not None and problem.std is not None:
+        observation = (observation - problem.mean) / problem.std
+    return observation.to(device)
 
 
 class MarkovPolicy:
@@ -24,7 +24,8 @@ class MarkovPolicy:
     def __init__(self, trainer: Trainer, problem: Problem, episodes: int) -> None:
         self.trainer, self.problem = trainer, problem
         shape = (len(trainer.seeds), episodes)
-        probe = TensorDict({"observation": torch.zeros(*shape, problem.observation)}, shape)
+        zeros = torch.zeros(*shape, problem.observation, device=trainer.device)
+        probe = TensorDict({"observation": zeros}, shape)
         policy = trainer.agent.policy
         assert policy is not None, "the recipe's agent has no policy"
         self._program = trace_policy(policy, trainer.agent.loss, trainer.tensors, probe)
@@ -32,7 +33,7 @@ class MarkovPolicy:
     def reset(self, seeds: int, episodes: int) -> None: ...
 
     def act(self, observation: Tensor) -> Tensor:
-        seen = normalized(observation, self.problem)
+        seen = normalized(observation, self.problem, self.trainer.device)
         return self._program(
             self.trainer.tensors, TensorDict({"observation": seen}, seen.shape[:2])
         )
@@ -76,9 +77,9 @@ class SequencePolicy:
                 ("collector", "mask"): torch.zeros(*shape, k, dtype=torch.bool),
             },
             shape,
-        )
+        ).to(self.trainer.device)
         self.step = 0
-        self.to_go = torch.full(shape, self.target / self.scale)
+        self.to_go = torch.full(shape, self.target / self.scale, device=self.trainer.device)
 
     def _row(self) -> int:
         """Where the current step stands: the window fills from the left, then slides."""
@@ -91,7 +92,7 @@ class SequencePolicy:
 
     def act(self, observation: Tensor) -> Tensor:
         row, w = self._row(), self.window
-        w["observation"][:, :, row] = normalized(observation, self.problem)
+        w["observation"][:, :, row] = normalized(observation, self.problem, self.trainer.device)
         w["action"][:, :, row] = 0.0
         w["return_to_go"][:, :, row, 0] = self.to_go
         w["t"][:, :, row] = self.step
@@ -102,4 +103,4 @@ class SequencePolicy:
         return action
 
     def observe(self, reward: Tensor) -> None:
-        self.to_go = self.to_go - reward / self.scale
+        self.to_go = self.to_go - reward.to(self.to_go.device) / self.scale

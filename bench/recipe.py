@@ -58,6 +58,7 @@ class Recipe:
         sampler: minibatches from the table.
         quick: hyper-parameters that differ in the quick profile.
         overrides: ``(dataset pattern, hyper-parameters)``, applied in order.
+        eval_interval, eval_episodes: the paper's evaluations, for the paper profile.
         sequence: the policy sees the episode so far (Decision Transformer).
         offline: False for algorithms that only train in an environment.
         published: the paper's numbers, for verdicts.
@@ -74,6 +75,8 @@ class Recipe:
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     steps: int = 1_000_000
     quick_steps: int = 40_000
+    eval_interval: int = 5_000  # of the paper profile
+    eval_episodes: int = 10
     sequence: bool = False
     offline: bool = True
     published: Published | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 
@@ -17,9 +17,15 @@ class ValueEstimators(Enum):
     """The value estimators a loss can be asked for, with upstream's descriptions as values."""
 
     TD0 = "Bootstrapped TD (1-step return)"
+    TD1 = "TD(1) (infinity-step return)"
+    TDLambda = "TD(lambda)"
+    GAE = "Generalized advantage estimate"
+    MAGAE = "Multi-agent generalized advantage estimate"
+    VTrace = "V-trace"
 
 
-_ALIASES = {"td0": ValueEstimators.TD0}
+_ALIASES = {member.name.lower(): member for member in ValueEstimators}
+_WITH_LAMBDA = (ValueEstimators.TDLambda, ValueEstimators.GAE, ValueEstimators.MAGAE)
 
 
 def value_type_of(name: ValueEstimators | str) -> ValueEstimators:
@@ -32,10 +38,15 @@ def value_type_of(name: ValueEstimators | str) -> ValueEstimators:
 
 
 def default_value_kwargs(value_type: ValueEstimators) -> dict:
-    """Default hyper-parameters of a value estimator."""
-    if value_type is ValueEstimators.TD0:
-        return {"gamma": 0.99, "differentiable": True}
-    raise NotImplementedError(f"no default hyper-parameters for {value_type}")
+    """Default hyper-parameters of a value estimator.
+
+    Raises:
+        NotImplementedError: on something that is no value estimator.
+    """
+    if not isinstance(value_type, ValueEstimators):
+        raise NotImplementedError(f"no default hyper-parameters for {value_type!r}")
+    lmbda = {"lmbda": 0.95} if value_type in _WITH_LAMBDA else {}
+    return {"gamma": 0.99, **lmbda, "differentiable": True}
 
 
 _DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
@@ -68,6 +79,41 @@ def weight_like(weight: Tensor, value: Tensor) -> Tensor:
         weight = weight.squeeze(-1)
     weight = weight.reshape(weight.shape + (1,) * (value.ndim - weight.ndim))
     return weight.expand_as(value)
+
+
+@torch.no_grad()
+def next_state_value(
+    tensordict: TensorDictBase,
+    operator: Any = None,
+    next_val_key: NestedKey = "state_action_value",
+    gamma: float = 0.99,
+    pred_next_val: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """``r + gamma^k (1 - terminated) V(s')``, ``[*batch]``, without gradients.
+
+    k is ``steps_to_next_obs`` where the batch holds n-step transitions, else 1. ``done`` stands in
+    for a missing ``terminated``.
+
+    Args:
+        operator: writes ``next_val_key`` from the entries below ``next``; ``kwargs`` go to it.
+        pred_next_val: V(s') itself, ``[*batch]`` or ``[*batch, 1]``.
+
+    Raises:
+        ValueError: when neither is given.
+    """
+    after = tensordict.get("next")
+    if pred_next_val is None:
+        if operator is None:
+            raise ValueError("next_state_value needs operator or pred_next_val")
+        inputs = after.select(*operator.in_keys)
+        pred_next_val = operator(inputs, **kwargs).get(next_val_key)
+    reward, done = after.get("reward"), after.get("done")
+    alive = 1 - after.get("terminated", done).to(reward.dtype)
+    steps = tensordict.get("steps_to_next_obs", None)
+    discount = gamma if steps is None else gamma ** weight_like(steps, reward)
+    target = reward + discount * alive * weight_like(pred_next_val, reward)
+    return target.squeeze(-1)
 
 
 @contextmanager

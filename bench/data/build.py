@@ -93,6 +93,7 @@ def training_folder(root: Path, env_id: str, make: Make) -> Path:
     """Where the training run lives that a card's data comes from; cards share it."""
     parts = [env_id, make.algorithm, f"seed-{make.seed}"]
     parts += [f"{k}-{v}" for k, v in sorted(make.hyper.items())]
+    parts += [f"every-{make.interval}"]
     return root / "-".join(str(p).replace("/", "-").replace(" ", "") for p in parts)
 
 
@@ -110,11 +111,12 @@ def make_dataset(card: Card, root: Path, report: Callable[[str], None]) -> Made:
 
 def write_made(made: Made, card: Card, path: Path) -> None:
     """Write the flat file with its provenance."""
-    from bench.plan import versions
+    from bench.plan import git_commit, versions
 
     make = dataclasses.asdict(Make.of(card))
     attributes = {"dataset_id": card.id, "licence": card.licence, "description": card.description}
     attributes |= {"recipe": json.dumps(make, sort_keys=True), "versions": json.dumps(versions())}
+    attributes["git_commit"] = git_commit() or "unknown"
     write_flat(path, made.transitions, env_id=card.env_id, attributes=attributes)
 
 
@@ -136,6 +138,8 @@ def _trained(
         last = f", return {curve[-1][1]:.0f}" if curve else ""
         report(f"{env_id}: step {step}/{make.training_steps}{last}")
 
+    if run.replay.size:
+        report(f"{env_id}: going on from the {run.replay.size} steps in {folder}")
     run.run(progress)
     if make.kind == "replay":
         return run.replay.arrays()

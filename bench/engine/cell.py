@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 from bench.engine.trainer import Trainer
-from bench.errors import ConfigError
+from bench.errors import ConfigError, RunError
 from bench.evaluate import Evaluator, Policy
 from bench.policies import MarkovPolicy, SequencePolicy
 from bench.recipe import Problem, load_recipe
@@ -55,6 +56,17 @@ class Task:
 
 
 Report = Callable[[dict[str, Any]], None]
+
+
+def mark_failed(task: Task, reason: str) -> None:
+    """Write down that a task's worker was killed, unless somebody else trains its seeds by now."""
+    for seed in task.seeds:
+        name = task.record["dataset"]
+        folder = RunFolder(Path(task.out), name, task.algorithm, task.config, seed)
+        with GroupLock(folder.path):
+            status = folder.status()
+            if status is not None and status["state"] == "running":
+                folder.set_status("failed", reason=reason)
 
 
 class Interrupted(Exception):
@@ -109,22 +121,30 @@ class Cell:
         group = "seeds-" + "-".join(map(str, task.seeds))
         self.checkpoints = self.folders[0].path.parent / "checkpoints" / group
         self.diverged: dict[int, str] = {}  # position in the group -> reason
-        self.seconds = 0.0
+        self.seconds = self._seconds_before = 0.0  # spent in updates
         self.stop_requested = False
 
     # ------------------------------------------------------------ state on disk
 
     def resume(self) -> None:
-        """Continue after the last checkpoint; rows that it does not cover are dropped."""
+        """Continue after the last checkpoint; rows that it does not cover are dropped.
+
+        Raises:
+            RunError: when another group trained one of the seeds since this task was planned.
+        """
         found = load_checkpoint(self.checkpoints)
         step = -1
         if found is not None:
             step, tensors, meta = found
             self.trainer.load_state(step, tensors)
             self.diverged = {int(k): v for k, v in meta["diverged"].items()}
-            self.seconds = float(meta["train_seconds"])
+            self.seconds = self._seconds_before = float(meta["train_seconds"])
         for seed, folder in zip(self.task.seeds, self.folders, strict=True):
-            folder.write_config({**self.task.record, "seed": seed})
+            status = folder.status()
+            if found is None and status is not None and status["step"] > 0:
+                raise RunError(f"{folder.path}: trained elsewhere meanwhile; repeat the command")
+            record = {**self.task.record, "seed": seed, "group": list(self.task.seeds)}
+            folder.write_config(record)
             folder.truncate_after(step)
             folder.set_status("running", step=max(step, 0), steps=self.task.steps)
 
@@ -147,39 +167,57 @@ class Cell:
     # ---------------------------------------------------------------- training
 
     def run(self) -> None:
-        """Train to the last step. Raises Interrupted after a requested stop."""
-        with GroupLock(self.checkpoints) as lock:
-            if lock.note:
-                self.report({"event": "note", "text": lock.note})
-            self.resume()
-            self._prepare_evaluation()
-            self.report({"event": "start", "step": self.trainer.step})
-            started = saved = time.monotonic()
-            before, first = self.seconds, self.trainer.step
-            while self.trainer.step < self.task.steps and len(self.diverged) < len(self.folders):
-                self.trainer.update()
-                step = self.trainer.step
-                now = time.monotonic()
-                self.seconds = before + now - started
-                if step % 50 == 0:
-                    self._progress((step - first) / max(now - started, 1e-9))
-                evaluated = step % self.task.eval_interval == 0 or step == self.task.steps
-                if evaluated:
-                    self._log(step)
-                    self._evaluate(step)
-                stopping = self.stop_requested and step < self.task.steps  # may come any moment
-                if evaluated or stopping or now - saved > _CHECKPOINT_SECONDS:
-                    lock.check()
-                    going_on = "killed" if stopping else "running"
-                    self.checkpoint("done" if step == self.task.steps else going_on)
-                    saved = time.monotonic()
-                if stopping:
-                    raise Interrupted
-            if self.trainer.step >= self.task.steps or len(self.diverged) == len(self.folders):
-                self.checkpoint("done")
+        """Train to the last step. Raises Interrupted after a requested stop.
 
-    def _progress(self, rate: float) -> None:
-        self.report({"event": "progress", "step": self.trainer.step, "rate": rate})
+        Each seed's folder is locked, so that two runners never write into one.
+        """
+        with ExitStack() as stack:
+            locks = [stack.enter_context(GroupLock(folder.path)) for folder in self.folders]
+            for note in filter(None, (lock.note for lock in locks)):
+                self.report({"event": "note", "text": note})
+            self.resume()
+            try:
+                self._prepare_evaluation()
+                self._train(locks)
+            except Interrupted:
+                raise
+            except Exception as error:
+                self._fail(f"{type(error).__name__}: {error}".splitlines()[0])
+                raise
+
+    def _train(self, locks: Sequence[GroupLock]) -> None:
+        self.report({"event": "start", "step": self.trainer.step})
+        saved, steps = time.monotonic(), self.task.steps
+        while self.trainer.step < steps and len(self.diverged) < len(self.folders):
+            started = time.perf_counter()
+            self.trainer.update()
+            self.seconds += time.perf_counter() - started
+            step = self.trainer.step
+            self._progress(step)
+            evaluated = step % self.task.eval_interval == 0 or step == steps
+            if evaluated:
+                self._log(step)
+                self._evaluate(step)
+            stopping = self.stop_requested and step < steps  # the flag may change any moment
+            if evaluated or stopping or time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                for lock in locks:
+                    lock.check()
+                going_on = "killed" if stopping else "running"
+                self.checkpoint("done" if step == steps else going_on)
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted
+        self.checkpoint("done")
+
+    def _fail(self, reason: str) -> None:
+        for folder in self.folders:
+            folder.set_status("failed", reason=reason)
+
+    def _progress(self, step: int) -> None:
+        if step % 50 == 0:
+            rate = 50 / max(self.seconds - self._seconds_before, 1e-9)
+            self._seconds_before = self.seconds
+            self.report({"event": "progress", "step": step, "rate": rate})
 
     def _log(self, step: int) -> None:
         metrics = self.trainer.read_metrics()

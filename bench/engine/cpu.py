@@ -6,6 +6,7 @@ Both are process-wide, so they are made once, by the process that trains and not
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 
 import torch
@@ -42,10 +43,21 @@ def use_fast_matmul() -> bool:
     return False
 
 
-def prepare(threads: int = 1) -> dict[str, bool | int]:
+def model_name() -> str:
+    """The CPU's name where the system tells it: floating point differs between models."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+            return next(names, platform.machine())
+    except OSError:
+        return platform.machine()
+
+
+def prepare(threads: int = 1) -> dict[str, bool | int | str]:
     """Set up this process for training on the CPU and say what was done."""
     torch.set_num_threads(threads)
     return {
+        "model": model_name(),
         "threads": threads,
         "memory_kept": keep_freed_memory(),
         "onednn_matmul": use_fast_matmul(),

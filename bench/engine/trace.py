@@ -160,6 +160,8 @@ def trace_policy(
     """``policy`` over all seeds as a flat program of (tensors, inputs ``[n_seeds, n, ...]``)."""
     names, keys = list(stacked), list(inputs.keys(True, True))
     shape = inputs.batch_size[1:]
+    training = loss.training
+    loss.eval()  # no dropout
 
     def one_seed(tensors: list[Tensor], leaves: list[Tensor]) -> Tensor:
         observed = TensorDict(dict(zip(keys, leaves, strict=True)), shape)
@@ -171,5 +173,8 @@ def trace_policy(
             return vmap(one_seed)(tensors, leaves)
 
     example = [stacked[n].detach() for n in names]
-    graph = simplify(make_fx(program)(example, [inputs.get(k) for k in keys]))
+    try:
+        graph = simplify(make_fx(program)(example, [inputs.get(k) for k in keys]))
+    finally:
+        loss.train(training)
     return lambda tensors, td: graph([tensors[n] for n in names], [td.get(k) for k in keys])

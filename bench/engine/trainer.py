@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench.engine.agent import Agent, Phase
 from bench.engine.sampling import Sampler
-from bench.engine.trace import TracedPhase, record_draws
+from bench.engine.trace import TracedPhase, matching, record_draws
 from rlobj import noise
 
 _NOISE_BYTES = 8 << 20  # noise drawn ahead per seed and block
@@ -96,6 +96,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.seeds, self.sampler, self.total_steps = tuple(seeds), sampler, total_steps
+        self.device = torch.device(device)
         agents = build_agents(build, self.seeds)
         self.agent = agents[0]
         parts = [a.loss.tensors() for a in agents]
@@ -124,7 +125,7 @@ class Trainer:
     def _optimizer(self, phase: Phase, traced: TracedPhase) -> torch.optim.Optimizer:
         groups = []
         for group in phase.groups:
-            names = [n for n in traced.trained if _below(n, group.tensors)]
+            names = matching(traced.trained, group.tensors)
             groups.append(
                 {
                     "params": [self.tensors[n] for n in names],
@@ -207,10 +208,7 @@ class Trainer:
                 prefix = f"optimizer.{i}.{name}."
                 found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
                 if found:
-                    optimizer.state[self.tensors[name]] = {k: v.clone() for k, v in found.items()}
+                    param = self.tensors[name]
+                    optimizer.state[param] = {k: v.to(param.device) for k, v in found.items()}
             self._sums[i].copy_(state[f"metrics.{i}"])
             self._counts[i] = int(state[f"metrics.{i}.count"])
-
-
-def _below(name: str, prefixes: Sequence[str]) -> bool:
-    return any(name == p or name.startswith(p + ".") for p in prefixes)

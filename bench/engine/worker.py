@@ -27,24 +27,24 @@ def emit(event: dict[str, Any]) -> None:
 
 def main() -> int:
     """Exit status: 0 done, 2 a user's mistake, 130 interrupted (resumable), 1 anything else."""
+    cells: list[Any] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if not cells:  # nothing has started
+            sys.exit(128 + number)
+        cells[0].stop_requested = True  # again and again is fine: a checkpoint is on its way
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     die_with_parent()
     from bench.data import load
     from bench.engine import cpu
     from bench.engine.cell import Cell, Interrupted, Task
 
     task = Task.from_json(json.load(sys.stdin))
-    cells: list[Cell] = []
-
-    def stop(number: int, frame: Any) -> None:
-        if not cells or cells[0].stop_requested:
-            sys.exit(128 + number)
-        cells[0].stop_requested = True
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if task.device == "cpu":
-        emit({"event": "cpu", **cpu.prepare()})
     try:
+        if task.device == "cpu":
+            task.record["cpu"] = cpu.prepare()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parent has shown what loading has to say
             dataset = load(task.dataset, env_id=task.env_id, strict=task.strict)

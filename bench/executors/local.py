@@ -13,14 +13,13 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.engine.cell import Task
-from bench.store import RunFolder
+from bench.engine.cell import Task, mark_failed
+from bench.errors import BenchError
 
 _GRACE_SECONDS = 60.0
 
@@ -35,7 +34,11 @@ class Outcome:
 
 def default_workers(device: str) -> int:
     """One single-threaded process per core on a CPU; one process per GPU."""
-    return len(os.sched_getaffinity(0)) if device == "cpu" else 1
+    if device != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):  # Linux: the cores this process may use
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _start(task: Task) -> subprocess.Popen[str]:
@@ -185,15 +188,14 @@ class LocalExecutor:
         self.console.print(f"[red]failed[/] {job.task.name}: {reason}", soft_wrap=True)
         if code != 2:
             self.console.print("".join(job.tail[-15:]), highlight=False, markup=False)
-        self._mark_failed(job.task, reason)
+        if code < 0:  # killed: it could not say so itself
+            self._mark_failed(job.task, reason)
 
     def _mark_failed(self, task: Task, reason: str) -> None:
-        for seed in task.seeds:
-            name = task.record["dataset"]
-            folder = RunFolder(Path(task.out), name, task.algorithm, task.config, seed)
-            status = folder.status()
-            if status is not None and status["state"] == "running":
-                folder.set_status("failed", reason=reason)
+        try:
+            mark_failed(task, reason)
+        except BenchError as error:  # a full disk, or another runner is at it: others go on
+            self.console.print(f"note: {error}", highlight=False, soft_wrap=True)
 
     def _stop(self, number: int, frame: Any) -> None:
         if self.outcome.interrupted:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.engine.trace import trace_policy
 from bench.engine.trainer import Trainer, stream_seed
 from bench.evaluate import Evaluator, make_env
+from bench.policies import MarkovPolicy
 from bench.recipe import Problem
 from bench.store import atomic_write, load_checkpoint, save_checkpoint
 from rlobj import LossModule, noise
@@ -34,7 +35,17 @@ class Replay:
         for k in ("reward", "terminated", "truncated"):
             self.data[k] = torch.zeros(capacity, 1)
 
+    def make_room(self, rows: int) -> None:
+        """Grow to at least ``rows``, keeping what is there."""
+        missing = rows - len(self.data["reward"])
+        if missing > 0:
+            more = max(missing, 1000)
+            self.data = {
+                k: torch.cat([v, torch.zeros(more, v.shape[1])]) for k, v in self.data.items()
+            }
+
     def add(self, **row: Any) -> None:
+        self.make_room(self.size + 1)
         for key, value in row.items():
             self.data[key][self.size] = torch.as_tensor(value, dtype=torch.float32)
         self.size += 1
@@ -71,27 +82,6 @@ def explore(loss: LossModule, observed: TensorDict) -> Tensor:
     """A sampled action; its noise comes in as data under ``"noise"``."""
     with noise.using(noise.Tape([observed["noise"]])):
         return loss.distribution(observed).rsample()
-
-
-class _Deterministic:
-    """The evaluated policy of a trainer, without normalisation."""
-
-    def __init__(self, trainer: Trainer, problem: Problem, episodes: int) -> None:
-        probe = TensorDict(
-            {"observation": torch.zeros(1, episodes, problem.observation)}, [1, episodes]
-        )
-        self.trainer = trainer
-        agent = trainer.agent
-        assert agent.policy is not None
-        self.program = trace_policy(agent.policy, agent.loss, trainer.tensors, probe)
-
-    def reset(self, seeds: int, episodes: int) -> None: ...
-
-    def act(self, observation: Tensor) -> Tensor:
-        observed = TensorDict({"observation": observation}, observation.shape[:2])
-        return self.program(self.trainer.tensors, observed)
-
-    def observe(self, reward: Tensor) -> None: ...
 
 
 @dataclass
@@ -132,7 +122,7 @@ class Collection:
         probe = TensorDict(zeros, [1, 1])
         self._explore = trace_policy(explore, loss, self.trainer.tensors, probe)
         self.evaluator = Evaluator(self.env_id, [self.seed], 10)
-        self.policy = _Deterministic(self.trainer, self.problem, 10)
+        self.policy = MarkovPolicy(self.trainer, self.problem, 10)
         self.episode = 0
         self.curve: list[list[float]] = []  # (step, mean return, sd)
         self._load()
@@ -142,9 +132,10 @@ class Collection:
         if found is None:
             return
         step, tensors, meta = found
-        self.replay.size = rows = min(step, self.steps)  # a longer run than asked for may exist
+        self.replay.make_room(step)  # a longer run than asked for may exist
+        self.replay.size = step
         for key, column in self.replay.data.items():
-            column[:rows] = tensors.pop(f"replay.{key}")[:rows]
+            column[:step] = tensors.pop(f"replay.{key}")
         self.trainer.load_state(int(meta["updates"]), tensors)
         self.episode, self.curve = int(meta["episode"]), list(meta["curve"])
 
@@ -174,7 +165,7 @@ class Collection:
         rng = np.random.default_rng(start)
         observation, _ = self.env.reset(seed=start % 2**31)
         ended = False
-        while not ended and self.replay.size < self.steps:
+        while not ended:  # to the end even past the last step, so that longer runs start alike
             action = self._action(observation, rng)
             following, reward, terminated, truncated, _ = self.env.step(action)
             self.replay.add(

@@ -30,6 +30,19 @@ def plain_table(hp: Any, transitions: TensorDict) -> TensorDict:
     return transitions.select(*TRANSITION_KEYS)
 
 
+def scaled_table(transitions: TensorDict, scale: float, bias: float) -> TensorDict:
+    """Transitions with rewards ``scale * r + bias``."""
+    table = transitions.select(*TRANSITION_KEYS)
+    return table.set(("next", "reward"), table["next", "reward"] * scale + bias)
+
+
+def episode_returns(transitions: TensorDict) -> Tensor:
+    """Undiscounted return of each episode, float64 ``[episodes]``."""
+    reward = transitions["next", "reward"].squeeze(-1).double()
+    empty = torch.zeros(int(transitions["episode"].max()) + 1, dtype=torch.float64)
+    return empty.index_add_(0, transitions["episode"], reward)
+
+
 def transition_sampler(hp: Any, table: TensorDict, device: torch.device) -> TransitionSampler:
     return TransitionSampler(table, hp.batch_size, device)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import actor_output, plain_table, transition_sampler
+from bench.recipes._common import actor_output, transition_sampler
 from rlobj import BCLoss, LossModule
 
 
@@ -32,6 +32,11 @@ def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     return {"loss_bc": value.mean()}
 
 
+def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
+    """Every row: imitation needs no next observation."""
+    return transitions.select("observation", "action")
+
+
 def build(hp: Hyper, problem: Problem) -> Agent:
     actor = nets.deterministic_actor(problem.observation, problem.action, hp.hidden)
     phase = Phase("actor", terms, (Group(("actor_network_params",), hp.lr),))
@@ -44,7 +49,7 @@ RECIPE = Recipe(
     paper="Fujimoto & Gu 2021, arXiv:2106.06860 (baseline)",
     hyper=Hyper,
     build=build,
-    table=plain_table,
+    table=table,
     sampler=transition_sampler,
     quick={"hidden": (128, 128), "batch_size": 128},
     published=Published(

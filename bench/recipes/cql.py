@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import distribution_mode, plain_table, transition_sampler
+from bench.recipes._common import distribution_mode, scaled_table, transition_sampler
 from rlobj import CQLLoss, LossModule
 
 
@@ -35,6 +35,8 @@ class Hyper:
     max_q_backup: bool = False
     deterministic_backup: bool = True
     orthogonal: bool = True
+    reward_scale: float = 1.0
+    reward_bias: float = 0.0
     normalize: bool = True
     normalize_eps: float = 1e-3
 
@@ -83,13 +85,17 @@ def build(hp: Hyper, problem: Problem) -> Agent:
     return Agent(loss, (phase,), hp.tau, distribution_mode)
 
 
+def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
+    return scaled_table(transitions, hp.reward_scale, hp.reward_bias)
+
+
 RECIPE = Recipe(
     name="cql",
     label="CQL",
     paper="Kumar et al. 2020, Conservative Q-Learning for Offline RL, arXiv:2006.04779",
     hyper=Hyper,
     build=build,
-    table=plain_table,
+    table=table,
     sampler=transition_sampler,
     quick={"hidden": (128, 128, 128), "batch_size": 64},
     overrides=(
@@ -101,7 +107,9 @@ RECIPE = Recipe(
                 "policy_lr": 1e-4,
                 "min_q_weight": 5.0,
                 "lagrange": True,
-                "lagrange_thresh": 0.8,
+                "lagrange_thresh": 4.0,  # CORL's 0.8 before its weight of 5
+                "reward_scale": 10.0,
+                "reward_bias": -5.0,
                 "max_q_backup": True,
                 "normalize": False,
             },

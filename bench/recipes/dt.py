@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.engine.agent import Agent, Group, Phase
 from bench.engine.sampling import WindowSampler
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import warmup
+from bench.recipes._common import episode_returns, warmup
 from rlobj import DTLoss, LossModule
 from rlobj.modules import DecisionTransformer
 
@@ -35,7 +35,7 @@ class Hyper:
     warmup_steps: int = 10_000
     clip_norm: float = 0.25
     return_scale: float = 1000.0
-    target_returns: tuple[float, ...] = ()  # empty: the best return in the data, and half of it
+    target_returns: tuple[float, ...] = ()  # empty: best in the data, and halfway to its mean
     normalize: bool = True
     normalize_eps: float = 1e-6
 
@@ -53,7 +53,8 @@ def build(hp: Hyper, problem: Problem) -> Agent:
         heads=hp.heads,
         dropout=hp.dropout,
         max_timestep=problem.max_timestep,
-        max_action=problem.action.high,
+        low=problem.action.low,
+        high=problem.action.high,
     )
     loss = DTLoss(TensorDictModule(net, in_keys=_IN_KEYS, out_keys=["action"]))
     group = Group(
@@ -68,21 +69,14 @@ def build(hp: Hyper, problem: Problem) -> Agent:
 
 
 def policy(loss: LossModule, observed: TensorDict) -> Tensor:
-    """Predicted actions of a window, ``[batch, context, action]``, without dropout."""
-    net = loss.actor_network
-    training = net.training
-    net.eval()
-    try:
-        return loss.run_network("actor_network", observed)["action"]
-    finally:
-        net.train(training)
+    """Predicted actions of a window, ``[batch, context, action]``."""
+    return loss.run_network("actor_network", observed)["action"]
 
 
 def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
     """Steps with their undiscounted return-to-go in units of ``return_scale``."""
     reward = transitions["next", "reward"].squeeze(-1).double()
-    episode = transitions["episode"]
-    total = torch.zeros(int(episode.max()) + 1, dtype=torch.float64).index_add_(0, episode, reward)
+    episode, total = transitions["episode"], episode_returns(transitions)
     before = reward.cumsum(0) - reward  # over the whole data
     first = transitions["t"] == 0
     start = torch.zeros_like(total)
@@ -112,6 +106,8 @@ RECIPE = Recipe(
         ("walker2d", {"target_returns": (5000.0, 2500.0)}),
     ),
     steps=100_000,
+    eval_interval=10_000,
+    eval_episodes=100,
     sequence=True,
     published=Published(
         "Chen et al. 2021, arXiv:2106.01345, table 2",

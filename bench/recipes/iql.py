@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
+from bench.errors import ConfigError
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import cosine, distribution_mode, plain_table, transition_sampler
+from bench.recipes._common import (
+    cosine,
+    distribution_mode,
+    episode_returns,
+    scaled_table,
+    transition_sampler,
+)
 from rlobj import IQLLoss, LossModule
 
 
@@ -35,16 +41,18 @@ class Hyper:
     normalize_eps: float = 1e-3
 
 
+def value_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
+    value, info = loss.value_loss(batch)
+    return {"loss_value": value.mean(), "value": info["value"].mean()}
+
+
 def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
-    """All three losses at the same parameters, as in the authors' update."""
-    value, v_info = loss.value_loss(batch)
+    """Critics and actor see the value function just updated, as in the authors' update."""
     qvalue, _ = loss.qvalue_loss(batch)
     actor, info = loss.actor_loss(batch)
     return {
-        "loss_value": value.mean(),
         "loss_qvalue": qvalue.mean(),
         "loss_actor": actor.mean(),
-        "value": v_info["value"].mean(),
         "weight": info["weight"].mean(),
     }
 
@@ -60,24 +68,27 @@ def build(hp: Hyper, problem: Problem) -> Agent:
         expectile=hp.expectile,
     )
     loss.make_value_estimator(gamma=hp.gamma)
+    value = Phase("value", value_terms, (Group(("value_network_params",), hp.lr),))
     groups = (
-        Group(("value_network_params", "qvalue_network_params"), hp.lr),
+        Group(("qvalue_network_params",), hp.lr),
         Group(("actor_network_params",), hp.lr, schedule=cosine(hp.schedule_steps)),
     )
-    phase = Phase("update", terms, groups, targets=("qvalue_network",))
-    return Agent(loss, (phase,), hp.tau, distribution_mode)
+    update = Phase("update", terms, groups, targets=("qvalue_network",))
+    return Agent(loss, (value, update), hp.tau, distribution_mode)
 
 
 def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
     """Rewards scaled to the spread of episode returns (MuJoCo) and shifted (AntMaze)."""
-    data = plain_table(hp, transitions)
-    reward = data["next", "reward"]
     scale = 1.0
     if hp.return_range > 0:
-        returns = torch.zeros(int(transitions["episode"].max()) + 1, dtype=torch.float64)
-        returns.index_add_(0, transitions["episode"], reward.squeeze(-1).double())
-        scale = hp.return_range / float(returns.max() - returns.min())
-    return data.set(("next", "reward"), reward * scale + hp.reward_bias)
+        returns = episode_returns(transitions)
+        spread = float(returns.max() - returns.min())
+        if spread <= 0:
+            raise ConfigError(
+                "iql: return_range needs episodes of different return; --set return_range=0"
+            )
+        scale = hp.return_range / spread
+    return scaled_table(transitions, scale, hp.reward_bias)
 
 
 RECIPE = Recipe(
@@ -92,6 +103,7 @@ RECIPE = Recipe(
     overrides=(
         ("gym-mujoco", {"return_range": 1000.0}),
         ("adroit", {"temperature": 0.5, "dropout": 0.1}),
+        ("kitchen", {"temperature": 0.5, "dropout": 0.1}),
         ("antmaze", {"temperature": 10.0, "expectile": 0.9, "reward_bias": -1.0}),
     ),
     published=Published(

@@ -27,6 +27,8 @@ class Hyper:
     alpha_init: float = 1.0
     layer_norm: bool = False  # in the critics: not in the paper, steadier online
     start_steps: int = 5_000  # uniform actions before the first update, online only
+    normalize: bool = False
+    normalize_eps: float = 1e-3
 
 
 def critic_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlobj.modules.distributions import Dropout
@@ -18,7 +17,13 @@ class CausalBlock(nn.Module):
         dropout: on attention weights and both residual branches.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float,
+        activation_class: type[nn.Module] = nn.ReLU,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} attention heads do not divide a width of {width}")
@@ -27,6 +32,7 @@ class CausalBlock(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.drop_attention, self.drop = Dropout(dropout), Dropout(dropout)
+        self.activation = activation_class()
 
     def attend(self, x: Tensor, allowed: Tensor) -> Tensor:
         """``x [B, T, width]``; ``allowed [B, 1, T, T]`` says which token sees which."""
@@ -40,7 +46,7 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
         x = x + self.drop(self.attend(self.norm1(x), allowed))
-        return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
+        return x + self.drop(self.down(self.activation(self.up(self.norm2(x)))))
 
 
 class DecisionTransformer(nn.Module):
@@ -50,9 +56,12 @@ class DecisionTransformer(nn.Module):
         state_dim, action_dim: sizes of an observation and an action.
         width, layers, heads, dropout: of the transformer.
         max_timestep: number of learned time-step embeddings.
-        max_action: actions are squashed by tanh to ``[-max_action, max_action]``; None leaves
-            them as they come.
+        low, high: actions are squashed by tanh into these bounds; None leaves them as they come.
+        activation_class: of the feed-forward layers (the authors use ReLU).
     """
+
+    low: Tensor | None
+    high: Tensor | None
 
     def __init__(
         self,
@@ -64,7 +73,9 @@ class DecisionTransformer(nn.Module):
         heads: int = 1,
         dropout: float = 0.1,
         max_timestep: int = 1000,
-        max_action: Tensor | float | None = 1.0,
+        low: Tensor | float | None = -1.0,
+        high: Tensor | float | None = 1.0,
+        activation_class: type[nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         self.embed_return = nn.Linear(1, width)
@@ -73,10 +84,13 @@ class DecisionTransformer(nn.Module):
         self.embed_time = nn.Embedding(max_timestep + 1, width)
         self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
         self.drop = Dropout(dropout)
-        self.blocks = nn.ModuleList([CausalBlock(width, heads, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList(
+            [CausalBlock(width, heads, dropout, activation_class) for _ in range(layers)]
+        )
         self.head = nn.Linear(width, action_dim)
-        scale = None if max_action is None else torch.as_tensor(max_action, dtype=torch.float32)
-        self.register_buffer("max_action", scale)
+        for name, bound in (("low", low), ("high", high)):
+            value = None if bound is None else torch.as_tensor(bound, dtype=torch.float32).clone()
+            self.register_buffer(name, value)
         self.apply(_init)
 
     def forward(
@@ -111,7 +125,9 @@ class DecisionTransformer(nn.Module):
         for block in self.blocks:
             x = block(x, allowed)
         out = self.head(self.norm_out(x).reshape(b, t, 3, -1)[:, :, 1])
-        return out if self.max_action is None else out.tanh() * self.max_action
+        if self.low is None or self.high is None:
+            return out
+        return self.low + 0.5 * (self.high - self.low) * (out.tanh() + 1)
 
     @staticmethod
     def _allowed(b: int, t: int, mask: Tensor | None, device: torch.device) -> Tensor:

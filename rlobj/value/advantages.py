@@ -1,88 +1,356 @@
-"""Value estimators: modules that turn rewards and bootstrapped values into targets."""
+"""Value estimators: modules that turn rewards and values into advantages and value targets.
+
+The mathematics is in :mod:`rlobj.value.functional`, everything else in :mod:`rlobj.value.base`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlobj.value.functional import td0_return_estimate
+from rlobj.utils import weight_like
+from rlobj.value.base import Options, ValueEstimatorBase, in_grad_mode
+from rlobj.value.functional import (
+    generalized_advantage_estimate,
+    td0_return_estimate,
+    td_lambda_return_estimate,
+    vec_generalized_advantage_estimate,
+    vec_td1_return_estimate,
+    vec_td_lambda_return_estimate,
+    vtrace_advantage_estimate,
+)
+from rlobj.value.networks import entry
 
-
-class ValueEstimatorBase(TensorDictModuleBase):
-    """Base of all estimators: keys and the value network; subclasses define ``value_estimate``."""
-
-    @dataclass
-    class _AcceptedKeys:
-        advantage: NestedKey = "advantage"
-        value_target: NestedKey = "value_target"
-        value: NestedKey = "state_value"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        terminated: NestedKey = "terminated"
-        steps_to_next_obs: NestedKey = "steps_to_next_obs"
-
-    def __init__(self, *, value_network: nn.Module | None, differentiable: bool = False) -> None:
-        super().__init__()
-        self.value_network = value_network
-        self.differentiable = differentiable
-        self.tensor_keys = self._AcceptedKeys()
-
-    def set_keys(self, **kwargs: NestedKey) -> None:
-        """Rename entries. Raises KeyError on an unknown name."""
-        for name, key in kwargs.items():
-            if not hasattr(self.tensor_keys, name):
-                raise KeyError(f"{name!r} is not a key of {type(self).__name__}")
-            setattr(self.tensor_keys, name, key)
-
-    @property  # type: ignore[misc]
-    def in_keys(self) -> list[NestedKey]:
-        """Entries a target is made of: those of the value network, now and next, and the flags."""
-        keys, net = self.tensor_keys, self.value_network
-        observed: Sequence[NestedKey] = getattr(net, "in_keys", ())
-        after = (*observed, keys.reward, keys.done, keys.terminated)
-        return [*observed, *(unravel_key(("next", k)) for k in after)]
-
-    @property  # type: ignore[misc]
-    def out_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.advantage, self.tensor_keys.value_target]
-
-    def _next(self, tensordict: TensorDictBase, name: str) -> Tensor:
-        return tensordict.get(("next", getattr(self.tensor_keys, name)))
+__all__ = [
+    "GAE",
+    "MultiAgentGAE",
+    "TD0Estimator",
+    "TD1Estimator",
+    "TDLambdaEstimator",
+    "VTrace",
+    "ValueEstimatorBase",
+]
 
 
 class TD0Estimator(ValueEstimatorBase):
-    """One-step bootstrapped returns, see :func:`rlobj.value.functional.td0_return_estimate`."""
+    """One-step returns ``r + gamma^k (1 - terminated) V(s')``, with k from ``steps_to_next_obs``
+    where the batch holds n-step transitions.
 
-    gamma: Tensor
+    Args:
+        gamma: discount per step.
+        average_rewards: standardise the rewards of the batch first.
+        options: see :class:`ValueEstimatorBase`.
+    """
 
     def __init__(
         self,
         *,
         gamma: float | Tensor,
-        value_network: nn.Module | None = None,
-        differentiable: bool = False,
+        average_rewards: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(value_network=value_network, differentiable=differentiable)
-        self.register_buffer("gamma", torch.as_tensor(gamma, dtype=torch.get_default_dtype()))
+        super().__init__(**options)
+        self._hold("gamma", gamma)
+        self.average_rewards = average_rewards
 
+    @in_grad_mode
     def value_estimate(
-        self, tensordict: TensorDictBase, next_value: Tensor | None = None
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        time_dim: int | None = None,
     ) -> Tensor:
-        """``r + gamma^k (1 - terminated) V(s')``, shape ``[*batch, 1]``; k from
-        ``steps_to_next_obs`` where the batch holds n-step transitions."""
-        if next_value is None:
-            if self.value_network is None:
-                raise ValueError("give next_value, or build the estimator with a value_network")
-            next_td = self.value_network(tensordict.get("next").copy())
-            next_value = next_td.get(self.tensor_keys.value)
-        gamma = self.gamma
-        steps = tensordict.get(self.tensor_keys.steps_to_next_obs, None)
-        if steps is not None:
-            gamma = gamma**steps
-        reward = self._next(tensordict, "reward")
-        return td0_return_estimate(gamma, next_value, reward, self._next(tensordict, "terminated"))
+        """The target; transitions need no order, ``time_dim`` is ignored."""
+        next_value = self._next_value(tensordict, target_params, next_value)
+        reward, (_, terminated) = self._reward(tensordict), self._flags(tensordict)
+        return td0_return_estimate(
+            self._discount(tensordict, reward), next_value, reward, terminated
+        )
+
+
+class TD1Estimator(ValueEstimatorBase):
+    """Discounted returns up to the end of each trajectory or of the batch, where V(s') follows.
+
+    Args:
+        gamma: discount per step.
+        average_rewards: standardise the rewards of the batch first.
+        time_dim: batch axis of time; default: the one named "time", or else the last.
+        options: see :class:`ValueEstimatorBase`.
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor,
+        average_rewards: bool = False,
+        time_dim: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self._hold("gamma", gamma)
+        self.average_rewards, self.time_dim = average_rewards, time_dim
+
+    @in_grad_mode
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        time_dim: int | None = None,
+    ) -> Tensor:
+        next_value = self._next_value(tensordict, target_params, next_value)
+        reward, flags = self._reward(tensordict), self._flags(tensordict)
+        gamma, time = self._discount(tensordict, reward), self._time_axis(tensordict, time_dim)
+        return vec_td1_return_estimate(gamma, next_value, reward, *flags, time_dim=time)
+
+
+class TDLambdaEstimator(ValueEstimatorBase):
+    """Lambda-returns, see :func:`rlobj.value.functional.td_lambda_return_estimate`.
+
+    Args:
+        gamma, lmbda: discount per step, and share of the return against V(s').
+        average_rewards: standardise the rewards of the batch first.
+        vectorized: all steps at once instead of one after the other; the results are the same.
+        time_dim: batch axis of time; default: the one named "time", or else the last.
+        options: see :class:`ValueEstimatorBase`.
+    """
+
+    lmbda: Tensor
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor,
+        lmbda: float | Tensor,
+        average_rewards: bool = False,
+        vectorized: bool = True,
+        time_dim: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self._hold("gamma", gamma)
+        self._hold("lmbda", lmbda)
+        self.average_rewards, self.vectorized = average_rewards, vectorized
+        self.time_dim = time_dim
+
+    @in_grad_mode
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        time_dim: int | None = None,
+    ) -> Tensor:
+        next_value = self._next_value(tensordict, target_params, next_value)
+        reward, flags = self._reward(tensordict), self._flags(tensordict)
+        gamma, time = self._discount(tensordict, reward), self._time_axis(tensordict, time_dim)
+        returns = vec_td_lambda_return_estimate if self.vectorized else td_lambda_return_estimate
+        return returns(gamma, self.lmbda, next_value, reward, *flags, time_dim=time)
+
+
+class GAE(ValueEstimatorBase):
+    """Generalised advantages, see :func:`rlobj.value.functional.generalized_advantage_estimate`.
+
+    Args:
+        gamma, lmbda: discount per step, and decay of the temporal differences.
+        average_gae: standardise the advantages (not the targets).
+        vectorized: all steps at once instead of one after the other; the results are the same.
+            None: True.
+        time_dim: batch axis of time; default: the one named "time", or else the last.
+        auto_reset_env: s' of a truncated step is a state of the next episode: V(s) stands in for
+            V(s') there.
+        options: see :class:`ValueEstimatorBase`.
+    """
+
+    needs_state_value = True
+    lmbda: Tensor
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor,
+        lmbda: float | Tensor,
+        average_gae: bool = False,
+        vectorized: bool | None = None,
+        time_dim: int | None = None,
+        auto_reset_env: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self._hold("gamma", gamma)
+        self._hold("lmbda", lmbda)
+        self.average_advantage = self.average_gae = average_gae
+        self.vectorized = vectorized is None or vectorized
+        self.time_dim, self.auto_reset_env = time_dim, auto_reset_env
+
+    def _estimate(
+        self, tensordict: TensorDictBase, value: Tensor, next_value: Tensor, time_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        reward, (done, terminated) = self._next(tensordict, "reward"), self._flags(tensordict)
+        if self.auto_reset_env:
+            next_value = torch.where(done.bool(), value, next_value)
+        compute = generalized_advantage_estimate
+        if self.vectorized:
+            compute = vec_generalized_advantage_estimate
+        batch = (value, next_value, reward, done, terminated)
+        return compute(self._discount(tensordict, reward), self.lmbda, *batch, time_dim=time_dim)
+
+    @in_grad_mode
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        params: TensorDictBase | None = None,
+        target_params: TensorDictBase | None = None,
+        time_dim: int | None = None,
+        next_value: Tensor | None = None,
+    ) -> Tensor:
+        return self._target(tensordict, params, target_params, time_dim, next_value)
+
+
+class MultiAgentGAE(GAE):
+    """GAE with one value per agent, ``[*B, T, agents, 1]``, and rewards and flags of the team,
+    ``[*B, T, 1]``, which are repeated for each agent (or of each agent, which are used as such).
+
+    Args:
+        agent_dim: the agents' axis of the values.
+        gamma, lmbda, average_gae, vectorized, time_dim, auto_reset_env: see :class:`GAE`.
+        options: see :class:`ValueEstimatorBase`.
+    """
+
+    def __init__(
+        self,
+        *,
+        agent_dim: int = -2,
+        gamma: float | Tensor,
+        lmbda: float | Tensor,
+        average_gae: bool = False,
+        vectorized: bool | None = None,
+        time_dim: int | None = None,
+        auto_reset_env: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            gamma=gamma,
+            lmbda=lmbda,
+            average_gae=average_gae,
+            vectorized=vectorized,
+            time_dim=time_dim,
+            auto_reset_env=auto_reset_env,
+            **options,
+        )
+        self.agent_dim = agent_dim
+
+    def _estimate(
+        self, tensordict: TensorDictBase, value: Tensor, next_value: Tensor, time_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        def per_agent(x: Tensor) -> Tensor:
+            if x.ndim == value.ndim - 1:
+                x = x.unsqueeze(self.agent_dim % value.ndim)
+            return x.expand_as(value)
+
+        keys, data = self.tensor_keys, tensordict.copy()
+        done, terminated = self._flags(tensordict)
+        team = {keys.reward: self._next(tensordict, "reward"), keys.done: done}
+        for key, x in {**team, keys.terminated: terminated}.items():
+            data.set(("next", key), per_agent(x))
+        return super()._estimate(data, value, next_value, time_dim)
+
+
+class VTrace(ValueEstimatorBase):
+    """V-trace advantages, see :func:`rlobj.value.functional.vtrace_advantage_estimate`.
+
+    The batch holds the recorded actions and, in ``action_log_prob``, their log-probabilities under
+    the policy that acted. No gradient reaches the policy.
+
+    Args:
+        gamma: discount per step.
+        actor_network: the policy that learns, with ``in_keys`` and ``log_prob(tensordict)``.
+        rho_thresh, c_thresh: where importance weights are clipped.
+        average_adv: standardise the advantages (not the targets).
+        time_dim: batch axis of time; default: the one named "time", or else the last.
+        options: see :class:`ValueEstimatorBase`.
+    """
+
+    needs_state_value = True
+    advantage_eps = 1e-5
+    actor_network: Any
+    rho_thresh: Tensor
+    c_thresh: Tensor
+
+    def __init__(
+        self,
+        *,
+        gamma: float | Tensor,
+        actor_network: Any,
+        rho_thresh: float | Tensor = 1.0,
+        c_thresh: float | Tensor = 1.0,
+        average_adv: bool = False,
+        time_dim: int | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(**options)
+        self._hold("gamma", gamma)
+        self._hold("rho_thresh", rho_thresh)
+        self._hold("c_thresh", c_thresh)
+        self.__dict__["actor_network"] = actor_network
+        self.average_advantage = self.average_adv = average_adv
+        self.time_dim = time_dim
+
+    @classmethod
+    def for_loss(cls, loss_module: Any, **hyperparams: Any) -> ValueEstimatorBase:
+        """As for every estimator; importance weights follow the loss's actor as it learns."""
+        return super().for_loss(loss_module, actor_network=_ActorOf(loss_module), **hyperparams)
+
+    @property  # type: ignore[misc]
+    def in_keys(self) -> list[NestedKey]:
+        """Also what the actor reads, the action and its log-probability."""
+        actor = self.actor_network
+        action = getattr(actor, "dist_sample_keys", ["action"])
+        keys = [*super().in_keys, *actor.in_keys, *action, self.tensor_keys.sample_log_prob]
+        return list(dict.fromkeys(unravel_key(k) for k in keys))
+
+    def _estimate(
+        self, tensordict: TensorDictBase, value: Tensor, next_value: Tensor, time_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            log_pi = weight_like(self.actor_network.log_prob(tensordict.copy()), value)
+        log_mu = entry(tensordict, self.tensor_keys.sample_log_prob, "record it with the actions")
+        reward, flags = self._next(tensordict, "reward"), self._flags(tensordict)
+        batch = (log_pi, weight_like(log_mu, value), value, next_value, reward, *flags)
+        clip = (self.rho_thresh, self.c_thresh)
+        gamma = self._discount(tensordict, reward)
+        return vtrace_advantage_estimate(gamma, *batch, *clip, time_dim=time_dim)
+
+    @in_grad_mode
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        params: TensorDictBase | None = None,
+        target_params: TensorDictBase | None = None,
+        time_dim: int | None = None,
+        next_value: Tensor | None = None,
+    ) -> Tensor:
+        return self._target(tensordict, params, target_params, time_dim, next_value)
+
+
+class _ActorOf:
+    """A loss's policy with the parameters that the loss has at the time of a call."""
+
+    def __init__(self, loss_module: Any) -> None:
+        self.loss = loss_module
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        return self.loss.actor_network.in_keys
+
+    @property
+    def dist_sample_keys(self) -> list[NestedKey]:
+        return [self.loss.tensor_keys.action]
+
+    def log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        dist = self.loss.distribution(tensordict, detach=True)
+        return dist.log_prob(tensordict.get(self.loss.tensor_keys.action))

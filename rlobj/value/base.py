@@ -1,0 +1,392 @@
+"""What all value estimators share: keys, options, calls of the value network, and ``forward``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypedDict
+
+import torch
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModuleBase, dispatch, skip_existing
+from torch import Tensor, nn
+
+from rlobj.utils import weight_like
+from rlobj.value.networks import Chunks, Fused, call, entry, standardize
+
+_NO_VALUE = "fill it, give next_value, or build the estimator with a value_network"
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every estimator takes; see :class:`ValueEstimatorBase`."""
+
+    value_network: nn.Module | None
+    shifted: bool
+    differentiable: bool
+    skip_existing: bool | None
+    advantage_key: NestedKey | None
+    value_target_key: NestedKey | None
+    value_key: NestedKey | None
+    device: torch.device | str | None
+    deactivate_vmap: bool
+    value_chunk_size: int | None
+    num_chunks: int | None
+    num_chunk: int | None
+    value_chunk_dim: int
+    shifted_budget: int
+    group_key: NestedKey | None
+
+
+def in_grad_mode(method: Callable) -> Callable:
+    """Run an estimator's method without gradients unless it is ``differentiable``; an outer
+    ``no_grad`` holds in any case."""
+
+    @functools.wraps(method)
+    def wrapper(self: ValueEstimatorBase, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self.differentiable else torch.no_grad():
+            return method(self, *args, **kwargs)
+
+    return wrapper
+
+
+class ValueEstimatorBase(TensorDictModuleBase):
+    """Base of all estimators. A subclass declares its hyper-parameters and ``value_estimate``; one
+    whose advantage is not ``target - V(s)`` also defines ``_estimate``.
+
+    Batches are ``[*B, T]``, entries ``[*B, T, *features]``. ``forward`` writes ``advantage``,
+    ``value_target``, V(s) and, below ``next``, V(s').
+
+    Args:
+        value_network: writes V(s) from the entries it reads. None: V(s) and V(s') are read from
+            the batch.
+        shifted: one call of the network for s and s' together. Right where the batch holds
+            consecutive single steps: s' of a step is s of the next one unless the step is done.
+        shifted_budget: extra slots of that call, one for the last s' and one for each truncation
+            inside the rollout. Steps that more truncations push out get zeros, and False in
+            ``shifted_valid``, a mask that losses obey.
+        differentiable: let gradients through to the inputs and to ``params`` and
+            ``target_params`` (never to the network's own parameters).
+        skip_existing: read V(s) and V(s') where the batch holds them already; None follows
+            ``tensordict.nn.skip_existing()``.
+        device: where ``gamma`` and the like are kept.
+        deactivate_vmap: kept for upstream's sake. The network is never vmapped here.
+        value_chunk_size, num_chunks, num_chunk, value_chunk_dim: call the network on pieces of
+            that size, or on that many pieces, of a batch axis, to save memory.
+        group_key: an entry of integer ids; standardisation is within each id's elements.
+        advantage_key, value_target_key, value_key: refused, see :meth:`set_keys`.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        advantage: NestedKey = "advantage"
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "state_value"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        steps_to_next_obs: NestedKey = "steps_to_next_obs"
+        sample_log_prob: NestedKey = "action_log_prob"
+
+    default_keys: ClassVar[type] = _AcceptedKeys
+    needs_state_value: ClassVar[bool] = False  # whether value_estimate uses V(s), not V(s') alone
+    average_advantage: bool = False
+    average_rewards: bool = False
+    advantage_eps: ClassVar[float] = 1e-4
+    time_dim: int | None = None
+    gamma: Tensor
+    value_network: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the shared options, which subclasses pass on, in signatures and help texts."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(cls.__init__)
+        shared = inspect.signature(ValueEstimatorBase.__init__).parameters
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        named += [p for name, p in shared.items() if name not in own.parameters]
+        cls.__init__.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+
+    def __init__(
+        self,
+        *,
+        value_network: nn.Module | None = None,
+        shifted: bool = False,
+        differentiable: bool = False,
+        skip_existing: bool | None = None,
+        advantage_key: NestedKey | None = None,
+        value_target_key: NestedKey | None = None,
+        value_key: NestedKey | None = None,
+        device: torch.device | str | None = None,
+        deactivate_vmap: bool = False,
+        value_chunk_size: int | None = None,
+        num_chunks: int | None = None,
+        num_chunk: int | None = None,
+        value_chunk_dim: int = 0,
+        shifted_budget: int = 1,
+        group_key: NestedKey | None = None,
+    ) -> None:
+        super().__init__()
+        refused = {"advantage": advantage_key, "value_target": value_target_key, "value": value_key}
+        for name, key in refused.items():
+            if key is not None:
+                raise RuntimeError(f"{name}_key is deprecated: use set_keys({name}={key!r})")
+        if num_chunk is not None and num_chunks not in (None, num_chunk):
+            raise ValueError("num_chunk is another name of num_chunks: give one of them")
+        if shifted_budget < 1:
+            raise ValueError(f"shifted_budget must be at least 1, got {shifted_budget}")
+        # Not a submodule: whoever owns the network saves and moves it.
+        self.__dict__["value_network"] = value_network
+        self.shifted, self.shifted_budget = shifted, shifted_budget
+        self.differentiable, self.skip_existing = differentiable, skip_existing
+        self.deactivate_vmap, self.vmap_randomness = deactivate_vmap, "error"
+        number = num_chunk if num_chunks is None else num_chunks
+        self.chunks = Chunks(value_chunk_size, number, value_chunk_dim)
+        self.group_key, self.device = group_key, device
+        self.tensor_keys = self._AcceptedKeys()
+        self.set_keys()
+
+    @classmethod
+    def for_loss(cls, loss_module: Any, **hyperparams: Any) -> ValueEstimatorBase:
+        """An estimator for a loss. One that needs V(s) gets the loss's ``critic_network`` (whose
+        parameters the loss passes to each call); the others get V(s') from the loss.
+
+        Raises:
+            NotImplementedError: when V(s) is needed and the loss has no critic.
+        """
+        critic = loss_module.__dict__.get("critic_network")
+        if critic is None and cls.needs_state_value:
+            raise NotImplementedError(
+                f"{cls.__name__} needs V(s), and {type(loss_module).__name__} has no critic_network"
+            )
+        return cls(value_network=critic, **hyperparams)
+
+    # ------------------------------------------------------------------ keys
+
+    def set_keys(self, **kwargs: NestedKey | None) -> None:
+        """Rename entries; None resets a name to its default.
+
+        Raises:
+            KeyError: on an unknown name.
+            ValueError: on something that is no key.
+        """
+        known = {f.name: f.default for f in fields(self._AcceptedKeys)}
+        for name, key in kwargs.items():
+            if name not in known:
+                raise KeyError(f"{name!r} is not a key of {type(self).__name__}")
+            if key is not None and not isinstance(key, (str, tuple)):
+                raise ValueError(f"{name}: a key is a string or a tuple of strings, got {key!r}")
+            setattr(self.tensor_keys, name, known[name] if key is None else key)
+        written: list[Any] = [self.tensor_keys.advantage, self.tensor_keys.value_target]
+        self.out_keys = written
+
+    advantage_key = property(lambda self: self.tensor_keys.advantage)
+    value_target_key = property(lambda self: self.tensor_keys.value_target)
+    value_key = property(lambda self: self.tensor_keys.value)
+    reward_key = property(lambda self: self.tensor_keys.reward)
+    done_key = property(lambda self: self.tensor_keys.done)
+    terminated_key = property(lambda self: self.tensor_keys.terminated)
+    steps_to_next_obs_key = property(lambda self: self.tensor_keys.steps_to_next_obs)
+    sample_log_prob_key = property(lambda self: self.tensor_keys.sample_log_prob)
+
+    @property  # type: ignore[misc]
+    def in_keys(self) -> list[NestedKey]:
+        """Entries a target is made of: those of the value network, now and next, and the flags."""
+        keys, net = self.tensor_keys, self.value_network
+        observed = list(getattr(net, "in_keys", ()))
+        after = (keys.reward, keys.done, keys.terminated, *observed)
+        return [*observed, *(unravel_key(("next", k)) for k in after)]
+
+    # ------------------------------------------------------- the batch's parts
+
+    @property
+    def is_functional(self) -> bool:
+        """Whether calls may pass ``params``."""
+        return self.value_network is not None
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether calls must pass ``params``: the network's own tensors hold no memory."""
+        net = self.value_network
+        return net is not None and any(p.is_meta for p in net.parameters())
+
+    def set_vmap_randomness(self, value: str) -> None:
+        """Kept for upstream's sake: the network is never vmapped here."""
+        self.vmap_randomness = value
+
+    def _hold(self, name: str, value: float | Tensor) -> None:
+        dtype = torch.get_default_dtype()
+        held = torch.as_tensor(value, dtype=dtype, device=self.device).detach().clone()
+        self.register_buffer(name, held)
+
+    def _next(self, tensordict: TensorDictBase, name: str) -> Tensor:
+        key = ("next", getattr(self.tensor_keys, name))
+        return entry(tensordict, key, "every estimator needs it")
+
+    def _flags(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """``done`` and ``terminated``; the former stands in where the latter is missing."""
+        done = self._next(tensordict, "done")
+        return done, tensordict.get(("next", self.tensor_keys.terminated), done)
+
+    def _reward(self, tensordict: TensorDictBase) -> Tensor:
+        reward = self._next(tensordict, "reward")
+        if not self.average_rewards:
+            return reward
+        return standardize(reward, 1e-5, group=self._group(tensordict))
+
+    def _group(self, tensordict: TensorDictBase) -> Tensor | None:
+        if self.group_key is None:
+            return None
+        return entry(tensordict, self.group_key, "group_key names it")
+
+    def _discount(self, tensordict: TensorDictBase, like: Tensor) -> Tensor:
+        """gamma, to the power of the number of steps a transition spans where the batch says it."""
+        steps = tensordict.get(self.tensor_keys.steps_to_next_obs, None)
+        return self.gamma if steps is None else self.gamma ** weight_like(steps, like)
+
+    def _time_axis(self, tensordict: TensorDictBase, time_dim: int | None = None) -> int:
+        """The batch axis of time: as asked, or else the one named "time", or else the last."""
+        ndim = tensordict.ndim
+        time_dim = self.time_dim if time_dim is None else time_dim
+        if time_dim is None:
+            names = tensordict.names
+            time_dim = names.index("time") if "time" in names else -1
+        if not -ndim <= time_dim < ndim:
+            shape = tuple(tensordict.batch_size)
+            raise RuntimeError(f"a batch of shape {shape} has no time axis {time_dim}")
+        return time_dim % ndim
+
+    # ---------------------------------------------------------------- values
+
+    def _ask(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
+        """V(s) of a batch of states, from the network."""
+        net, key = self.value_network, self.tensor_keys.value
+        assert net is not None
+        if params is None and self.is_stateless:
+            raise RuntimeError("the value network holds no parameters: pass params")
+        outs = [call(net, part, params) for part in self.chunks.split(tensordict)]
+        found = [entry(out, key, "name it by set_keys(value=...)") for out in outs]
+        return self.chunks.join(found, tensordict.ndim)
+
+    def _value(self, tensordict: TensorDictBase, params: TensorDictBase | None) -> Tensor:
+        """V of the states in ``tensordict``, from the batch or from the network."""
+        key, net, skip = self.tensor_keys.value, self.value_network, self.skip_existing
+        skip = bool(skip_existing()) if skip is None else skip
+        if net is None or (skip and tensordict.get(key, None) is not None):
+            return entry(tensordict, key, _NO_VALUE)
+        return self._ask(tensordict.select(*net.in_keys), params)
+
+    def _next_value(
+        self, tensordict: TensorDictBase, params: TensorDictBase | None, given: Tensor | None
+    ) -> Tensor:
+        if given is not None:
+            return given
+        return self._value(tensordict.get("next"), params)
+
+    def _both_at_once(
+        self, tensordict: TensorDictBase, params: TensorDictBase | None, time: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """V(s), V(s') and which steps are valid, from one call; see :class:`Fused`."""
+        net = self.value_network
+        assert net is not None
+        lead = tensordict.ndim - 1
+        flags = [x.bool().movedim(time, lead) for x in self._flags(tensordict)]
+        done, terminated = (x.flatten(lead + 1).any(-1) for x in flags)
+        fused = Fused.of(done, terminated, self.shifted_budget)
+        ordered = tensordict.permute(*(d for d in range(lead + 1) if d != time), time)
+        now = ordered.select(*net.in_keys)
+        sequence = fused.states(now, ordered.get("next").select(*net.in_keys))
+        values = fused.values(self._ask(sequence, params))
+        back = [x.movedim(lead, time) for x in (*values, fused.valid)]
+        return back[0], back[1], back[2]
+
+    # --------------------------------------------------------------- estimate
+
+    def value_estimate(
+        self,
+        tensordict: TensorDictBase,
+        target_params: TensorDictBase | None = None,
+        next_value: Tensor | None = None,
+        time_dim: int | None = None,
+    ) -> Tensor:
+        """The value target alone, in the shape of the rewards; the batch is not changed.
+
+        Args:
+            target_params: parameters for V(s') instead of the network's own.
+            next_value: V(s') itself; the network is not called.
+            time_dim: batch axis of time, for this call.
+        """
+        raise NotImplementedError
+
+    def _estimate(
+        self, tensordict: TensorDictBase, value: Tensor, next_value: Tensor, time_dim: int
+    ) -> tuple[Tensor, Tensor]:
+        """Advantage and value target."""
+        target = self.value_estimate(tensordict, next_value=next_value, time_dim=time_dim)
+        return target - value, target
+
+    def _target(
+        self,
+        tensordict: TensorDictBase,
+        params: TensorDictBase | None,
+        target_params: TensorDictBase | None,
+        time_dim: int | None,
+        next_value: Tensor | None,
+    ) -> Tensor:
+        """``value_estimate`` of an estimator that uses V(s)."""
+        value = self._value(tensordict, params)
+        after = params if target_params is None else target_params
+        next_value = self._next_value(tensordict, after, next_value)
+        time = self._time_axis(tensordict, time_dim)
+        return self._estimate(tensordict, value, next_value, time)[1]
+
+    @dispatch
+    @in_grad_mode
+    def forward(
+        self,
+        tensordict: TensorDictBase,
+        *,
+        params: TensorDictBase | None = None,
+        target_params: TensorDictBase | None = None,
+        time_dim: int | None = None,
+    ) -> TensorDictBase:
+        """Write advantages, value targets and values into ``tensordict`` and return it.
+
+        Args:
+            params, target_params: parameters of the value network for V(s) and V(s') instead of
+                its own; ``target_params`` defaults to ``params``.
+            time_dim: batch axis of time, for this call.
+
+        Raises:
+            RuntimeError: when the batch has no axis, or ``shifted`` meets ``target_params``.
+            ValueError: when an entry is missing.
+        """
+        keys, time = self.tensor_keys, self._time_axis(tensordict, time_dim)
+        data, valid = tensordict, None
+        if self.shifted and self.value_network is not None:
+            if target_params is not None:
+                raise RuntimeError("shifted=True computes V(s) and V(s') with the same parameters")
+            value, next_value, valid = self._both_at_once(tensordict, params, time)
+            data = self._cut_after(tensordict, valid, time)
+            tensordict.set("shifted_valid", valid)
+        else:
+            value = self._value(tensordict, params)
+            after = params if target_params is None else target_params
+            next_value = self._next_value(tensordict, after, None)
+        advantage, target = self._estimate(data, value, next_value, time)
+        if valid is not None:
+            kept = weight_like(valid, target)
+            advantage, target = advantage.where(kept, 0.0), target.where(kept, 0.0)
+        if self.average_advantage:
+            group = self._group(tensordict)
+            advantage = standardize(advantage, self.advantage_eps, valid, group)
+        tensordict.set(keys.advantage, advantage).set(keys.value_target, target)
+        return tensordict.set(keys.value, value).set(("next", keys.value), next_value)
+
+    def _cut_after(self, tensordict: TensorDictBase, valid: Tensor, time: int) -> TensorDictBase:
+        """A copy in which the last valid step ends its trajectory: what follows has no values."""
+        keys, (done, terminated) = self.tensor_keys, self._flags(tensordict)
+        ends = ~valid.roll(-1, time)
+        data = tensordict.copy().set(("next", keys.terminated), terminated)
+        return data.set(("next", keys.done), done.bool() | weight_like(ends, done))
