@@ -1,7 +1,7 @@
 """From runs to cells: which seeds may be averaged together, and what the reader must be told.
 
-Seeds share a cell only when algorithm, dataset, environment, unit, profile, number of steps and
-configuration are the same. Whatever differs becomes a row of its own, and its label says how.
+Seeds share a cell only when algorithm, dataset, environment, unit, reference returns, profile,
+number of steps and configuration are the same. Whatever differs becomes a row of its own, and its label says how.
 Only finished seeds count in a mean; the others are counted beside it.
 """
 
@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bench.report import stats
-from bench.report.collect import Collection, Run
+from bench.report.collect import Collection, Reference, Run
 
 QUICK = "quick profile: not the paper's protocol"
 MAX_SUFFIX_KEYS = 3  # more differing hyperparameters than this are named by the config's hash
 
 RowKey = tuple[str, str, int | None, str]  # algorithm, profile, steps, variant
-ColumnKey = tuple[str, str | None, str]  # dataset, environment, unit
+# dataset, environment, unit, reference returns behind a normalised score
+ColumnKey = tuple[str, str | None, str, Reference | None]
+SIGNIFICANCE = 0.05  # of Welch's test between the best and the runner-up
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class Column:
 
 @dataclass
 class Cell:
-    """The seeds of one row on one dataset."""
+    """The seeds of one row on one dataset. ``rank`` is one of ``ranked`` in the same column and
+    profile; ``unranked`` more have none there, since they lost seeds."""
 
     runs: list[Run]
     rank: int | None = None
+    ranked: int = 0
+    unranked: int = 0
     bold: bool = False
 
     @cached_property
@@ -86,7 +91,15 @@ class Cell:
 
     @cached_property
     def interval(self) -> stats.Interval:
-        return stats.t_interval([run.final for run in self.finished])
+        return stats.seeds_interval([run.final for run in self.finished])
+
+    @property
+    def lost(self) -> bool:
+        """Whether a seed ended without a result: the mean of the others is one of survivors."""
+        return any(
+            run.state in ("diverged", "failed") or (run.state == "done" and not run.finished)
+            for run in self.runs
+        )
 
     def missing(self) -> str:
         """The seeds that do not count, by state: '1 diverged, 2 running'; '' for none."""
@@ -126,17 +139,21 @@ def summarise(collection: Collection) -> Summary:
     cells: dict[tuple[RowKey, ColumnKey], Cell] = {}
     for run in runs:
         row = (run.algorithm, run.profile, run.steps, variants[id(run)])
-        cells.setdefault((row, _column_key(run)), Cell([])).runs.append(run)
+        cells.setdefault((row, column_key(run)), Cell([])).runs.append(run)
     rows = _rows(runs, {row for row, _ in cells})
     columns = _columns(runs, cells)
-    for column in columns:
-        _rank([cell for (_, key), cell in cells.items() if key == column.key])
+    peers = defaultdict(list)
+    for (row, key), cell in cells.items():
+        peers[key, row[1]].append(cell)  # of one column and one profile
+    for group in peers.values():
+        _rank(group)
     notes = [*_notes(runs, rows, cells), *collection.problems]
     return Summary(rows, columns, cells, notes)
 
 
-def _column_key(run: Run) -> ColumnKey:
-    return run.dataset, run.env, run.unit
+def column_key(run: Run) -> ColumnKey:
+    """The column that a run belongs to."""
+    return run.dataset, run.env, run.unit, run.reference
 
 
 # -- rows ----------------------------------------------------------------------------------------
@@ -157,7 +174,7 @@ def _variants(runs: list[Run]) -> dict[int, str]:
 def _algorithm_variants(runs: list[Run]) -> dict[int, str]:
     places: dict[object, dict[str, Run]] = defaultdict(dict)
     for run in runs:
-        places[_column_key(run), run.profile, run.steps][run.config] = run
+        places[column_key(run), run.profile, run.steps][run.config] = run
     clashes = [list(configs.values()) for configs in places.values() if len(configs) > 1]
     if not clashes:
         return dict.fromkeys(map(id, runs), "")
@@ -210,17 +227,34 @@ def spell_steps(steps: int | None) -> str:
 
 
 def _columns(runs: list[Run], cells: dict[tuple[RowKey, ColumnKey], Cell]) -> list[Column]:
-    keys = sorted({_column_key(run) for run in runs}, key=lambda k: (k[0], k[1] or "", k[2]))
-    repeated = {name for name, count in Counter(k[0] for k in keys).items() if count > 1}
+    keys = sorted(
+        {column_key(run) for run in runs}, key=lambda k: (k[0], k[1] or "", k[2], k[3] or ())
+    )
     columns = []
     for key in keys:
-        title = f"{key[0]} [{key[1]}, {key[2]}]" if key[0] in repeated else key[0]
-        own = [run for run in runs if _column_key(run) == key]
+        title = _column_title(key, keys)
+        own = [run for run in runs if column_key(run) == key]
         values = {run.dataset_return for run in own if run.dataset_return is not None}
         reference = values.pop() if len(values) == 1 else None
         means = [abs(c.mean) for (_, k), c in cells.items() if k == key and c.n]
         columns.append(Column(key, title, reference, _decimals(key[2], means)))
     return columns
+
+
+def _column_title(key: ColumnKey, keys: list[ColumnKey]) -> str:
+    """The dataset's name, with what sets its columns apart where it has several."""
+    dataset, env, unit, reference = key
+    places = {other[1:3] for other in keys if other[0] == dataset}
+    references = {other[3] for other in keys if other[:3] == key[:3]}
+    words = [str(env), unit] if len(places) > 1 else []
+    if len(references) > 1:
+        words.append(f"reference {spell_reference(reference)}")
+    return f"{dataset} [{', '.join(words)}]" if words else dataset
+
+
+def spell_reference(reference: Reference | None) -> str:
+    """'0 to 1000': the returns that make the scores 0 and 100."""
+    return "none" if reference is None else f"{reference[0]:.9g} to {reference[1]:.9g}"
 
 
 def _decimals(unit: str, means: list[float]) -> int:
@@ -231,13 +265,18 @@ def _decimals(unit: str, means: list[float]) -> int:
 
 
 def _rank(cells: list[Cell]) -> None:
-    """Ranks by mean (equal means share one). Bold: the best, where its interval leaves out the
-    runner-up's mean."""
-    ranked = sorted((cell for cell in cells if cell.n), key=lambda cell: -cell.mean)
+    """Ranks by mean (equal means share one) among cells that may be compared. A cell that lost
+    seeds may not: its mean is over survivors. Bold: the best, where Welch's test supports its
+    difference to the runner-up and no such survivors reach it."""
+    ranked = sorted((c for c in cells if c.n and not c.lost), key=lambda cell: -cell.mean)
+    lost = [cell for cell in cells if cell.lost]
     for cell in ranked:
         cell.rank = 1 + sum(other.mean > cell.mean for other in ranked)
+        cell.ranked, cell.unranked = len(ranked), len(lost)
     if len(ranked) > 1:
-        ranked[0].bold = ranked[0].interval[0] > ranked[1].mean  # False for n = 1: nan
+        best, runner_up = ([run.final for run in cell.finished] for cell in ranked[:2])
+        reached = any(cell.mean >= ranked[0].mean for cell in lost if cell.n)
+        ranked[0].bold = stats.welch_p(best, runner_up) < SIGNIFICANCE and not reached
 
 
 # -- notes ---------------------------------------------------------------------------------------
@@ -252,7 +291,7 @@ def _notes(
         notes.append(QUICK + ("" if quick == len(rows) else " (rows marked 'quick profile')"))
     other = {r.label for r in runs if r.profile != "quick" and r.paper_protocol is False}
     if other:
-        notes.append(f"not the paper's protocol (settings were changed): {_list(other)}")
+        notes.append(f"not the paper's protocol (steps or settings were changed): {_list(other)}")
     left = Counter(run.state for run in runs if run.state != "done")
     if left:
         states = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
@@ -262,6 +301,12 @@ def _notes(
     unscored = sum(r.state == "done" and not math.isfinite(r.final) for r in runs)
     if unscored:
         notes.append(f"{unscored} finished runs have no finite score and are in no mean")
+    lost = sum(cell.lost for cell in cells.values())
+    if lost:
+        notes.append(
+            f"{lost} of {len(cells)} cells have no rank: a seed failed, diverged or has no score, "
+            "and a mean over the others is one of survivors"
+        )
     single = sum(cell.n == 1 for cell in cells.values())
     if single:
         notes.append(f"{single} of {len(cells)} cells rest on one seed (n=1): no interval")
@@ -281,14 +326,26 @@ def _mixtures(runs: list[Run]) -> list[str]:
     mixed = [f"{p} {_list(v)}" for p, v in sorted(versions.items()) if len(v) > 1]
     if mixed:
         notes.append(f"mixed versions: {'; '.join(mixed)}")
-    prints = defaultdict(set)
+    return [*notes, *_mixed_datasets(runs)]
+
+
+def _mixed_datasets(runs: list[Run]) -> list[str]:
+    notes = []
+    prints, references = defaultdict(set), defaultdict(set)
     for run in runs:
         if run.fingerprint:
             prints[run.dataset].add(run.fingerprint[:12])
+        references[run.dataset].update(map(spell_reference, run.references))
     for dataset, found in sorted(prints.items()):
         if len(found) > 1:
             notes.append(
                 f"{dataset}: mixed dataset fingerprints ({_list(found)}): not the same data"
+            )
+    for dataset, found in sorted(references.items()):
+        if len(found) > 1:
+            notes.append(
+                f"{dataset}: mixed reference returns ({_list(found)}): not the same normalized "
+                "score, hence columns of their own"
             )
     return notes
 

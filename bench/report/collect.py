@@ -16,6 +16,7 @@ from bench.errors import RunError
 from bench.store import iter_runs, read_json
 
 MAKE_RUNS = "bench run --algo td3_bc --dataset 'lite/*'"
+Reference = tuple[float, float]  # the returns whose normalised scores are 0 and 100
 SCORE_COLUMNS = ["step", "episode", "return", "length", "normalized_score"]
 
 
@@ -43,6 +44,12 @@ class Run:
     commits: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     paper_protocol: bool | None = None
+    references: tuple[Reference, ...] = ()  # of every leg, for a normalised score
+
+    @property
+    def reference(self) -> Reference | None:
+        """What the last evaluation was normalised with; None for raw returns."""
+        return self.references[-1] if self.references else None
 
     @property
     def final(self) -> float:
@@ -128,6 +135,7 @@ def read_run(out: Path, folder: Path) -> Run:
     legs = _legs(path, config)
     hyper = _get(path, config, "hyperparameters", dict, {})
     fingerprint = _get(path, data, "fingerprint", str, None)
+    references = _references(path, legs) if unit == "normalized" else ()
     horizon = {"horizon": config["horizon"]} if config.get("horizon") is not None else {}
     return Run(
         path=folder,
@@ -144,7 +152,7 @@ def read_run(out: Path, folder: Path) -> Run:
         reason=_get(folder / "status.json", status, "reason", str, None),
         curve_steps=steps,
         curve=curve,
-        dataset_return=_dataset_return(path, config, data, unit),
+        dataset_return=_dataset_return(path, data, references[-1] if references else None),
         features={**hyper, **horizon, "data": str(fingerprint)[:8]},
         fingerprint=fingerprint,
         commits=tuple(str(leg["git_commit"]) for leg in legs if leg.get("git_commit")),
@@ -153,7 +161,8 @@ def read_run(out: Path, folder: Path) -> Run:
                 {(k, str(v)) for g in legs for k, v in _get(path, g, "versions", dict, {}).items()}
             )
         ),
-        paper_protocol=_get(path, config, "protocol", dict, {}).get("paper_protocol"),
+        paper_protocol=_flag(path, config, "paper_protocol"),
+        references=references,
     )
 
 
@@ -176,6 +185,13 @@ def _get(
     return value
 
 
+def _flag(path: Path, content: dict[str, Any], key: str) -> bool | None:
+    value = content.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RunError(f"{path}: {key!r} is {value!r}, not true or false; restore it")
+    return value
+
+
 def _identity(path: Path, config: dict[str, Any], out: Path) -> tuple[str, str, str, int]:
     """(dataset, algorithm, config, seed): the folder says it, config.json must agree."""
     *dataset, algo, hash_, seed = path.parent.relative_to(out / "runs").parts
@@ -195,23 +211,33 @@ def _identity(path: Path, config: dict[str, Any], out: Path) -> tuple[str, str, 
     return there["dataset"], algo, hash_, there["seed"]
 
 
-def _dataset_return(
-    path: Path, config: dict[str, Any], data: dict[str, Any], unit: str
-) -> float | None:
-    """The mean return of the episodes in the data, in ``unit``."""
+def _dataset_return(path: Path, data: dict[str, Any], reference: Reference | None) -> float | None:
+    """The mean return of the episodes in the data, normalised where there is a reference."""
     value = _get(path, _get(path, data, "stats", dict, {}), "return_mean", (int, float), None)
     if value is None or not math.isfinite(value):
         return None
-    if unit == "return":
+    if reference is None:
         return float(value)
-    reference = _get(path, config, "reference", list)
-    try:
-        random, expert = map(float, reference)
-        return 100 * (value - random) / (expert - random)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise RunError(
-            f"{path}: 'reference' is {reference!r}, not two different returns; restore it"
-        ) from None
+    random, expert = reference
+    return 100 * (value - random) / (expert - random)
+
+
+def _references(path: Path, legs: list[dict[str, Any]]) -> tuple[Reference, ...]:
+    """The (random, expert) returns of each leg that notes them: the first one must. Nine digits
+    tell references apart; what lies behind them is how a number was computed."""
+    found = []
+    for leg in [legs[0], *(leg for leg in legs[1:] if leg.get("reference") is not None)]:
+        reference = _get(path, leg, "reference", list)
+        try:
+            random, expert = (float(f"{float(value):.9g}") for value in reference)
+        except (TypeError, ValueError):
+            random = expert = math.nan
+        if not math.isfinite(expert - random) or expert == random:
+            raise RunError(
+                f"{path}: 'reference' is {reference!r}, not two different returns; restore it"
+            )
+        found.append((random, expert))
+    return tuple(found)
 
 
 def _legs(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import html
 import re
 from typing import Any
 
-from bench.report.aggregate import QUICK, Column, Summary, spell_steps
+from bench.report.aggregate import QUICK, Column, Summary, column_key, spell_steps
 from bench.report.collect import Run
 from bench.report.plots import INK, Plot
 from bench.report.tables import CAPTION, DATASET_ROW, UNITS, number, view
@@ -178,7 +178,7 @@ _RUN_TITLES = [
 
 def _runs_table(summary: Summary, runs: list[Run]) -> str:
     decimals = {column.key: column.decimals for column in summary.columns}
-    rows = "".join(_run_row(run, decimals[run.dataset, run.env, run.unit]) for run in runs)
+    rows = "".join(_run_row(run, decimals[column_key(run)]) for run in runs)
     return (
         '<div class="scroll"><table><caption>Every run. final: last evaluation; last10: mean of '
         "the last ten; best: chosen after the fact, hence optimistic.</caption>"

@@ -55,7 +55,10 @@ class Plot:
 
 
 def write_plots(summary: Summary, folder: Path) -> list[Plot]:
-    """Write every figure as .png (300 dpi) and .svg into ``folder``, in place of older ones."""
+    """Write every figure as .png (300 dpi) and .svg into ``folder``, in place of older ones.
+
+    Another process may do the same at the same time: a figure that both have is never missing.
+    """
     styles = row_styles(summary)
     names = stems(summary)
     drawn = []
@@ -65,9 +68,6 @@ def write_plots(summary: Summary, folder: Path) -> list[Plot]:
                 figure = draw(summary, column, styles)
                 if figure is not None:
                     drawn.append((column, kind, _rendered(figure)))
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.png"), *folder.glob("*.svg")]:
-        old.unlink()
     plots = []
     for column, kind, (png, svg) in drawn:
         stem = f"{names[column.key]}-{kind}"
@@ -75,7 +75,14 @@ def write_plots(summary: Summary, folder: Path) -> list[Plot]:
         atomic_write(folder / f"{stem}.svg", svg)
         what = "Learning curves" if kind == "curves" else "Final scores with every seed"
         plots.append(Plot(column, kind, stem, svg, f"{what} on {column.title}"))
+    _remove_others(folder, {plot.stem for plot in plots})
     return plots
+
+
+def _remove_others(folder: Path, stems: set[str]) -> None:
+    for path in [*folder.glob("*.png"), *folder.glob("*.svg")]:
+        if path.stem not in stems:
+            path.unlink(missing_ok=True)
 
 
 def row_styles(summary: Summary) -> dict[RowKey, Style]:
@@ -116,11 +123,13 @@ def draw_curves(summary: Summary, column: Column, styles: dict[RowKey, Style]) -
         extremes += _draw_curve(axes, cell, styles[row.key], label)
     _reference_line(axes.axhline, column)
     axes.set_ylim(*_limits(axes.get_ylim(), extremes, column))
+    cut = [_mark_cut_band(axes, cell, styles[row.key][0]) for row, cell in cells]
     axes.set_xlabel("training steps")
     axes.set_ylabel(AXIS[column.unit])
     axes.xaxis.set_major_formatter(_steps_formatter())
     axes.margins(x=0.01)
-    _finish(figure, axes, column, [cell for _, cell in cells], height=1.75)
+    notes = _footnote([cell for _, cell in cells], column, cut=any(cut))
+    _finish(figure, axes, column, notes, height=1.75)
     return figure
 
 
@@ -138,6 +147,34 @@ def _draw_curve(axes: Axes, cell: Cell, style: Style, label: str) -> list[float]
     return [float(values.min()), float(values.max())]
 
 
+def _mark_cut_band(axes: Axes, cell: Cell, colour: str) -> bool:
+    """An arrowhead where the band leaves the axes, at the widest point of each such stretch;
+    whether there is one."""
+    steps, values = common_curve(_shown(cell))
+    bottom, top = axes.get_ylim()
+    low, high = band(values)
+    any_cut = False
+    for beyond, edge, marker in ((high - top, top, "up"), (bottom - low, bottom, "down")):
+        for stretch in _stretches(beyond > 0):
+            at = steps[stretch][np.argmax(beyond[stretch])]
+            _arrowhead(axes, at, edge, marker, colour)
+            any_cut = True
+    return any_cut
+
+
+def _stretches(mask: np.ndarray) -> list[slice]:
+    """The runs of True in [k] booleans."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _arrowhead(axes: Axes, x: float, y: float, direction: str, colour: str) -> None:
+    """A triangle with its tip at (x, y)."""
+    marker = {"left": 4, "right": 5, "up": 6, "down": 7}[direction]  # matplotlib's carets
+    axes.plot([x], [y], marker=marker, markersize=4.5, color=colour, markeredgewidth=0,
+              linestyle="none", clip_on=False, zorder=5, gid=f"cut-{direction}")  # fmt: skip
+
+
 def common_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     """(steps [k], values [n, k]) at the evaluations that all ``runs`` have and that are finite."""
     steps = runs[0].curve_steps
@@ -151,7 +188,7 @@ def common_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """95 % t-interval of the mean over [n, k] for n >= 3; lowest and highest for fewer."""
     n = len(values)
-    if n < 3:
+    if n < stats.FEWEST_FOR_T:
         return values.min(axis=0), values.max(axis=0)
     half = stats.t_quantile(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
     middle = values.mean(axis=0)
@@ -182,9 +219,11 @@ def draw_scores(summary: Summary, column: Column, styles: dict[RowKey, Style]) -
     axes.grid(visible=False, axis="y")
     _reference_line(axes.axvline, column)
     axes.set_xlim(*_limits((min(wide), max(wide)), shown, column))
+    cut = [_mark_cut_bar(axes, place, cell) for place, (_, cell) in enumerate(cells)]
     axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(AXIS[column.unit])
-    _finish(figure, axes, column, [cell for _, cell in cells], height=0.55 + pitch * len(cells))
+    notes = _footnote([cell for _, cell in cells], column, cut=any(cut))
+    _finish(figure, axes, column, notes, height=0.55 + pitch * len(cells))
     return figure
 
 
@@ -192,12 +231,23 @@ def _draw_bar(axes: Axes, place: int, cell: Cell, colour: str) -> list[float]:
     """Draw one row; the ends of its interval."""
     finals = np.array([run.final for run in cell.finished])
     axes.barh(place, cell.mean, height=0.62, color=colour, alpha=0.35, linewidth=0, zorder=2)
-    ends = [float(edge[0]) for edge in band(finals[:, None])]
+    ends = [*cell.interval]
     axes.plot(ends, [place, place], color=INK, linewidth=0.9, zorder=3)
     spread = np.linspace(-0.16, 0.16, len(finals)) if len(finals) > 1 else np.zeros(1)
     axes.scatter(finals, place + spread, s=9, color=colour, edgecolor="white", linewidth=0.4,
                  zorder=4)  # fmt: skip
     return ends
+
+
+def _mark_cut_bar(axes: Axes, place: int, cell: Cell) -> bool:
+    """An arrowhead at each end of the interval that lies beyond the axes; whether there is one."""
+    left, right = axes.get_xlim()
+    low, high = cell.interval
+    if low < left:
+        _arrowhead(axes, left, place, "left", INK)
+    if high > right:
+        _arrowhead(axes, right, place, "right", INK)
+    return low < left or high > right
 
 
 # -- their parts ---------------------------------------------------------------------------------
@@ -286,9 +336,7 @@ def _steps_formatter() -> Any:
     return EngFormatter(sep="")
 
 
-def _finish(
-    figure: Figure, axes: Axes, column: Column, cells: list[Cell], *, height: float
-) -> None:
+def _finish(figure: Figure, axes: Axes, column: Column, notes: list[str], *, height: float) -> None:
     """Title, legend and footnote, each in a strip of its own below axes of ``height`` inches."""
     import seaborn as sns
 
@@ -299,7 +347,6 @@ def _finish(
     columns = _legend_columns(labels)
     labels = [_wrapped(label, 50) for label in labels]
     lines = sum(label.count("\n") + 1 for label in labels)  # more than one only in one column
-    notes = _footnote(cells, column)
     foot = 0.03 + 0.105 * len(notes)
     strip = foot - 0.02 + 0.15 * math.ceil(lines / columns)
     figure.set_size_inches(WIDTH, height + strip)
@@ -323,7 +370,7 @@ def _legend_columns(labels: list[str]) -> int:
     return 1
 
 
-def _footnote(cells: list[Cell], column: Column) -> list[str]:
+def _footnote(cells: list[Cell], column: Column, *, cut: bool) -> list[str]:
     counts = sorted({len(_shown(cell)) for cell in cells})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     if counts[-1] == 1:
@@ -331,8 +378,11 @@ def _footnote(cells: list[Cell], column: Column) -> list[str]:
     elif counts[-1] == 2:
         spread = "interval: lowest to highest seed"
     else:
-        spread = "95 % interval" + ("" if counts[0] > 2 else " (2 seeds: lowest to highest)")
+        few = counts[0] < stats.FEWEST_FOR_T
+        spread = "95 % interval" + (" (2 seeds: lowest to highest)" if few else "")
     lines = [f"mean of {seeds} seed{'s' if counts[-1] != 1 else ''}; {spread}"]
+    if cut:
+        lines.append("arrowheads: there the interval goes on beyond the axis")
     if column.unit == "normalized":
         lines.append("score 0: random policy, 100: expert")
     if not all(cell.n for cell in cells):

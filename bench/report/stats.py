@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 Interval = tuple[float, float]
 NO_INTERVAL: Interval = (math.nan, math.nan)
+FEWEST_FOR_T = 3  # of two values Student's interval is 12.7 standard errors wide: it says nothing
 
 
 def _flat(values: ArrayLike) -> np.ndarray:
@@ -38,6 +39,33 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
         return NO_INTERVAL
     half = t_quantile((1 + level) / 2, v.size - 1) * sd(v) / math.sqrt(v.size)
     return float(v.mean() - half), float(v.mean() + half)
+
+
+def seeds_interval(values: ArrayLike) -> Interval:
+    """What is shown for [n] seeds: the t-interval for n >= 3, else lowest and highest; (nan, nan)
+    for none."""
+    v = _flat(values)
+    if v.size >= FEWEST_FOR_T:
+        return t_interval(v)
+    return (float(v.min()), float(v.max())) if v.size else NO_INTERVAL
+
+
+def welch_p(a: ArrayLike, b: ArrayLike) -> float:
+    """Two-sided p-value of Welch's t-test for equal means of [n] and [m] values; nan where either
+    has fewer than two.
+
+    t = (mean a - mean b) / sqrt(va + vb) with v = sd² / n, and Welch-Satterthwaite's degrees of
+    freedom. Without any spread the p-value is 1 for equal means and 0 for others.
+    """
+    x, y = _flat(a), _flat(b)
+    if min(x.size, y.size) < 2:
+        return math.nan
+    vx, vy = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
+    difference = abs(float(x.mean() - y.mean()))
+    if vx + vy == 0:
+        return float(difference == 0)
+    df = (vx + vy) ** 2 / (vx**2 / (x.size - 1) + vy**2 / (y.size - 1))
+    return 2 * t_cdf(-difference / math.sqrt(vx + vy), float(df))
 
 
 def iqm(values: ArrayLike) -> float:

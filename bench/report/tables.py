@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 DATASET_ROW = "dataset (mean return of its episodes)"
 UNITS = {"normalized": "normalized score", "return": "return"}
 CAPTION = (
-    "Final evaluation, mean ± 95 % interval (Student's t) over finished seeds (n). "
-    "Rank by mean within a dataset. Bold: the best, where its interval leaves out the "
-    "runner-up's mean."
+    "Final evaluation over finished seeds (n): mean ± 95 % interval (Student's t) from three seeds "
+    "on, mean and [lowest, highest] for two. Rank by mean within a dataset and a profile; steps "
+    "may differ. A cell with a seed that failed, diverged or has no score is not ranked. Bold: the "
+    "best, where Welch's t-test supports its difference to the runner-up at 5 % (two seeds each at "
+    "least) and no cell without a rank reaches it."
 )
 
 
 @dataclass(frozen=True)
 class View:
-    """What a cell says, before any format: '48.3 ± 2.1', 'n=3, rank 1'."""
+    """What a cell says, before any format: '48.3 ± 2.1', 'n=3, rank 1 of 4'."""
 
     value: str
     detail: str
@@ -51,8 +53,18 @@ def view(cell: Cell | None, column: Column) -> View:
         return View("", "")
     value = number(cell.mean, column.decimals)
     if cell.n > 1:
-        half = (cell.interval[1] - cell.interval[0]) / 2
-        value += f" ± {number(half, column.decimals)}"
+        value += " " + _interval(cell, column.decimals)
+    return View(value, ", ".join([*_seeds(cell), *_rank(cell)]), cell.bold)
+
+
+def _interval(cell: Cell, decimals: int) -> str:
+    low, high = cell.interval
+    if cell.n < stats.FEWEST_FOR_T:
+        return f"[{number(low, decimals)}, {number(high, decimals)}]"
+    return f"± {number((high - low) / 2, decimals)}"
+
+
+def _seeds(cell: Cell) -> list[str]:
     detail = []
     if cell.n < len(cell.runs):
         detail.append(f"{cell.n}/{len(cell.runs)} seeds: {cell.missing()}")
@@ -60,9 +72,15 @@ def view(cell: Cell | None, column: Column) -> View:
         detail.append("n=1, no interval")
     elif cell.n == len(cell.runs):
         detail.append(f"n={cell.n}")
-    if cell.rank is not None:
-        detail.append(f"rank {cell.rank}")
-    return View(value, ", ".join(detail), cell.bold)
+    return detail
+
+
+def _rank(cell: Cell) -> list[str]:
+    if cell.rank is None:
+        survivors = "survivors only: " if cell.n else ""
+        return [f"{survivors}no rank"] if cell.lost else []
+    unranked = [f"{cell.unranked} without a rank"] if cell.unranked else []
+    return [f"rank {cell.rank} of {cell.ranked}", *unranked]
 
 
 def caption(summary: Summary) -> str:
@@ -204,17 +222,19 @@ def table_frame(summary: Summary) -> pd.DataFrame:
         if column.reference is not None:
             records.append({"row": "dataset", **_place(column), "mean": column.reference})
     frame = pd.DataFrame(records)
-    whole = [name for name in ("steps", "n", "seeds", "rank") if name in frame]
+    whole = [name for name in ("steps", "n", "seeds", "rank", "ranked") if name in frame]
     return frame.astype(dict.fromkeys(whole, "Int64"))
 
 
 def _place(column: Column) -> dict[str, Any]:
-    return dict(zip(("dataset", "env", "unit"), column.key, strict=True))
+    random, expert = column.key[3] or (None, None)
+    named = dict(zip(("dataset", "env", "unit"), column.key, strict=False))
+    return {**named, "reference_random": random, "reference_expert": expert}
 
 
 def _record(cell: Cell, column: Column) -> dict[str, Any]:
     first, finals = cell.runs[0], [run.final for run in cell.finished]
-    low, high = cell.interval
+    low, high = stats.t_interval(finals) if cell.n >= stats.FEWEST_FOR_T else stats.NO_INTERVAL
     return {
         "algorithm": first.algorithm,
         "config": first.config,
@@ -224,6 +244,8 @@ def _record(cell: Cell, column: Column) -> dict[str, Any]:
         "mean": cell.mean,
         "ci95_low": low,
         "ci95_high": high,
+        "lowest": min(finals, default=math.nan),
+        "highest": max(finals, default=math.nan),
         "sd": stats.sd(finals),
         "iqm": stats.iqm(finals),
         "last10_mean": stats.mean([run.last10 for run in cell.finished]),
@@ -232,6 +254,7 @@ def _record(cell: Cell, column: Column) -> dict[str, Any]:
         "seeds": len(cell.runs),
         "unfinished": cell.missing(),
         "rank": cell.rank,
+        "ranked": cell.ranked,
         "bold": cell.bold,
         "note": QUICK if first.profile == "quick" else "",
     }
@@ -244,8 +267,9 @@ def plain(summary: Summary) -> str:
     """A block per dataset, narrow enough for any terminal, the best first."""
     blocks = []
     for column in summary.columns:
-        cells = sorted(
-            summary.column_cells(column), key=lambda rc: (rc[1].rank is None, rc[1].rank or 0)
+        cells = sorted(  # ranks count within a profile
+            summary.column_cells(column),
+            key=lambda rc: (rc[0].key[1], rc[1].rank is None, rc[1].rank or 0),
         )
         lines = [
             (row.label, view(cell, column), spell_steps(cell.runs[0].steps)) for row, cell in cells
@@ -261,8 +285,12 @@ def plain(summary: Summary) -> str:
         blocks.append("\n".join(text))
     notes = [f"note: {note}" for note in summary.notes]
     bold = any(cell.bold for cell in summary.cells.values())
-    star = ["* the best: its interval leaves out the runner-up's mean"] if bold else []
-    head = "Final evaluation, mean ± 95 % interval over finished seeds"
+    star = (
+        ["* the best: Welch's t-test supports its difference to the runner-up at 5 %"]
+        if bold
+        else []
+    )
+    head = "Final evaluation over finished seeds: mean ± 95 % interval, for two [lowest, highest]"
     return printable("\n\n".join([head, *blocks, "\n".join([*star, *notes])])).rstrip() + "\n"
 
 

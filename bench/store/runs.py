@@ -17,7 +17,9 @@ from bench.store.files import atomic_write, fsync_folder, read_json, to_json, wr
 STATES = ("running", "done", "failed", "diverged", "killed")
 METRICS_HEADER = "step,name,value"
 SCORES_HEADER = "step,episode,return,length,normalized_score"
-PROVENANCE = ("versions", "git_commit", "device")  # may change when a run is resumed
+IDENTITY = ("schema_version", "algorithm", "dataset", "config", "seed")  # never changes
+# What may change when a run is resumed and bears on its results: noted for each leg.
+PROVENANCE = ("versions", "git_commit", "device", "group", "cpu", "reference")
 
 _SEED = re.compile(r"^seed-(\d+)$")
 
@@ -54,25 +56,30 @@ class RunFolder:
         self.path = Path(out) / "runs" / dataset / algo / config / f"seed-{int(seed)}"
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write config.json once; the same one again is fine, a different one raises RunError.
+        """Write config.json once; RunError where another run's is there (IDENTITY differs).
 
-        What may change between two legs of a run (versions, git_commit, device) does not count
-        as different: the first leg's stays and a new one is added to ``resumed_with``.
+        Whatever else changes between two legs of a run, say a corrected citation, does not make
+        it another run: the first leg's configuration stays. Of PROVENANCE a later leg's values
+        are added to ``resumed_with`` where no leg before had them all.
         """
         path = self.path / "config.json"
         new = json.loads(json.dumps(config))
         if not path.exists():
             return atomic_write(path, to_json(new))
         old = read_json(path)
-        later = old.get("resumed_with", [])
-        for key in sorted((set(old) | set(new)) - {"resumed_with", *PROVENANCE}):
+        for key in IDENTITY:
             if json.dumps(old.get(key), sort_keys=True) != json.dumps(new.get(key), sort_keys=True):
                 raise RunError(
                     f"{path}: {key!r} is {old.get(key)!r} there and {new.get(key)!r} in this run; "
                     "choose another --out or move the folder away"
                 )
-        leg = {key: new.get(key) for key in PROVENANCE}
-        if leg not in [{key: old.get(key) for key in PROVENANCE}, *later]:
+        later = old.get("resumed_with", [])
+        if not isinstance(later, list) or not all(isinstance(leg, dict) for leg in later):
+            raise RunError(
+                f"{path}: 'resumed_with' is {later!r}, not a list of objects; restore it"
+            )
+        leg = _provenance(new)
+        if leg not in map(_provenance, [old, *later]):
             atomic_write(path, to_json({**old, "resumed_with": [*later, leg]}))
 
     def append_metrics(self, rows: Iterable[tuple[int, str, float]]) -> None:
@@ -148,6 +155,10 @@ class RunFolder:
             self.path / "status.json",
             to_json({**merged, **fields, "state": state, "updated": now}),
         )
+
+
+def _provenance(leg: dict[str, Any]) -> dict[str, Any]:
+    return {key: leg[key] for key in PROVENANCE if leg.get(key) is not None}
 
 
 def _drop_torn_line(file: IO[bytes]) -> int:

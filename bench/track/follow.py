@@ -85,7 +85,7 @@ class Follower:
         """Start the process; where that is impossible, say so and go on."""
         command = [sys.executable, "-m", "bench.track", str(self.out)]
         command += ["--uri", self.uri] if self.uri else []
-        root = str(Path(__file__).parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         try:
             self._process = subprocess.Popen(

@@ -66,10 +66,13 @@ class TD0Estimator(ValueEstimatorBase):
     ) -> Tensor:
         """The target; transitions need no order, ``time_dim`` is ignored."""
         next_value = self._next_value(tensordict, target_params, next_value)
-        reward, (_, terminated) = self._reward(tensordict), self._flags(tensordict)
-        return td0_return_estimate(
-            self._discount(tensordict, reward), next_value, reward, terminated
+        reward = self._reward(tensordict)
+        gamma = self._discount(tensordict, reward)
+        terminated, done = (
+            tensordict.get(k, None)
+            for k in (("next", self.terminated_key), ("next", self.done_key))
         )
+        return td0_return_estimate(gamma, next_value, reward, terminated, done=done)
 
 
 class TD1Estimator(ValueEstimatorBase):
