@@ -20,16 +20,9 @@ from rlobj.modules import (
 from rlobj.specs import Bounded
 
 
-def mlp(
-    inputs: int,
-    outputs: int,
-    hidden: Sequence[int],
-    dropout: float = 0.0,
-    layer_norm: bool = False,
-) -> MLP:
+def mlp(inputs: int, outputs: int, hidden: Sequence[int], dropout: float = 0.0) -> MLP:
     """ReLU network with torch's default initialisation."""
-    norm = nn.LayerNorm if layer_norm else None
-    net = MLP(inputs, outputs, num_cells=list(hidden), activation_class=nn.ReLU, norm_class=norm)
+    net = MLP(inputs, outputs, num_cells=list(hidden), activation_class=nn.ReLU)
     if dropout:
         layers = [x for m in net for x in ((m, Dropout(dropout)) if _is_relu(m) else (m,))]
         net = _Layers(*layers)
@@ -135,16 +128,10 @@ def gaussian_actor(
 
 
 def critics(
-    n: int,
-    obs: int,
-    act: int,
-    hidden: Sequence[int],
-    *,
-    orthogonal: bool = False,
-    layer_norm: bool = False,
+    n: int, obs: int, act: int, hidden: Sequence[int], *, orthogonal: bool = False
 ) -> list[ValueOperator]:
     """``n`` independently initialised Q(s, a)."""
-    found = [mlp(obs + act, 1, hidden, layer_norm=layer_norm) for _ in range(n)]
+    found = [mlp(obs + act, 1, hidden) for _ in range(n)]
     for net in found if orthogonal else []:
         orthogonal_(net)
     return [ValueOperator(net, ["observation", "action"]) for net in found]

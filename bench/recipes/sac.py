@@ -25,7 +25,6 @@ class Hyper:
     gamma: float = 0.99
     tau: float = 0.005
     alpha_init: float = 1.0
-    layer_norm: bool = False  # in the critics: not in the paper, steadier online
     start_steps: int = 5_000  # uniform actions before the first update, online only
     normalize: bool = False
     normalize_eps: float = 1e-3
@@ -50,7 +49,7 @@ def build(hp: Hyper, problem: Problem) -> Agent:
     obs, act = problem.observation, problem.action.shape[0]
     loss = SACLoss(
         nets.tanh_gaussian_actor(obs, problem.action, hp.hidden),
-        nets.critics(2, obs, act, hp.hidden, layer_norm=hp.layer_norm),
+        nets.critics(2, obs, act, hp.hidden),
         loss_function="l2",
         alpha_init=hp.alpha_init,
         action_spec=problem.action,

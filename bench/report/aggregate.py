@@ -1,8 +1,8 @@
 """From runs to cells: which seeds may be averaged together, and what the reader must be told.
 
 Seeds share a cell only when algorithm, dataset, environment, unit, reference returns, profile,
-number of steps and configuration are the same. Whatever differs becomes a row of its own, and its label says how.
-Only finished seeds count in a mean; the others are counted beside it.
+number of steps and configuration are the same. Whatever differs becomes a row or a column of its
+own, and its label says how. Only finished seeds count in a mean; the others are counted beside it.
 """
 
 from __future__ import annotations
@@ -331,7 +331,8 @@ def _mixtures(runs: list[Run]) -> list[str]:
 
 def _mixed_datasets(runs: list[Run]) -> list[str]:
     notes = []
-    prints, references = defaultdict(set), defaultdict(set)
+    prints: dict[str, set[str]] = defaultdict(set)
+    references: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         if run.fingerprint:
             prints[run.dataset].add(run.fingerprint[:12])

@@ -142,7 +142,7 @@ def _draw_curve(axes: Axes, cell: Cell, style: Style, label: str) -> list[float]
     axes.plot(steps, middle, color=colour, linestyle=dashes, linewidth=1.3, label=label,
               marker=marker, markersize=3, zorder=3)  # fmt: skip
     if len(values) > 1:
-        low, high = band(values)
+        low, high = stats.band(values)
         axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0, zorder=2)
     return [float(values.min()), float(values.max())]
 
@@ -152,7 +152,7 @@ def _mark_cut_band(axes: Axes, cell: Cell, colour: str) -> bool:
     whether there is one."""
     steps, values = common_curve(_shown(cell))
     bottom, top = axes.get_ylim()
-    low, high = band(values)
+    low, high = stats.band(values)
     any_cut = False
     for beyond, edge, marker in ((high - top, top, "up"), (bottom - low, bottom, "down")):
         for stretch in _stretches(beyond > 0):
@@ -183,16 +183,6 @@ def common_curve(runs: list[Run]) -> tuple[np.ndarray, np.ndarray]:
     values = np.stack([run.curve[np.isin(run.curve_steps, steps)] for run in runs])
     keep = np.isfinite(values).all(axis=0)
     return steps[keep], values[:, keep]
-
-
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % t-interval of the mean over [n, k] for n >= 3; lowest and highest for fewer."""
-    n = len(values)
-    if n < stats.FEWEST_FOR_T:
-        return values.min(axis=0), values.max(axis=0)
-    half = stats.t_quantile(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    middle = values.mean(axis=0)
-    return middle - half, middle + half
 
 
 def _shown(cell: Cell) -> list[Run]:

@@ -42,12 +42,22 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
 
 
 def seeds_interval(values: ArrayLike) -> Interval:
-    """What is shown for [n] seeds: the t-interval for n >= 3, else lowest and highest; (nan, nan)
-    for none."""
+    """What is shown for [n] seeds: the 95 % t-interval for n >= 3, else lowest and highest;
+    (nan, nan) for none."""
     v = _flat(values)
     if v.size >= FEWEST_FOR_T:
         return t_interval(v)
     return (float(v.min()), float(v.max())) if v.size else NO_INTERVAL
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`seeds_interval` at each of k points: [n, k] values, n >= 1, to two arrays [k]."""
+    n = len(values)
+    if n < FEWEST_FOR_T:
+        return values.min(axis=0), values.max(axis=0)
+    half = t_quantile(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    middle = values.mean(axis=0)
+    return middle - half, middle + half
 
 
 def welch_p(a: ArrayLike, b: ArrayLike) -> float:

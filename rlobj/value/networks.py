@@ -38,7 +38,7 @@ class Chunks:
     def __post_init__(self) -> None:
         if self.size is not None and self.number is not None:
             raise ValueError("give value_chunk_size or num_chunks, not both")
-        if min(self.size or 1, self.number or 1) < 1:
+        if any(n is not None and n < 1 for n in (self.size, self.number)):
             raise ValueError("value_chunk_size and num_chunks must be positive")
 
     def split(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, ...]:

@@ -59,7 +59,10 @@ def make_run(
             "versions": {"python": "3.11.9", "torch": "2.13.0", "project": "0.1.0"},
             "git_commit": "a" * 40,
             "device": "cpu",
-            "protocol": {"eval_interval": 1000, "eval_episodes": 5, "paper_protocol": True},
+            "group": [seed],
+            "cpu": {"model": "test", "threads": 1},
+            "paper_protocol": True,
+            "protocol": {"eval_interval": 1000, "eval_episodes": 5},
             **config,
         }
     )

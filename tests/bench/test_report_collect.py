@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import RunError
+from bench.report import compare
 from bench.report.aggregate import QUICK, Cell, Summary, spell_steps, summarise
 from bench.report.collect import collect
 from tests.bench.report_runs import make_run
@@ -107,6 +108,7 @@ def test_nothing_to_compare_names_the_command_that_makes_runs(tmp_path, make):
         ({"profile": None}, "'profile' is None, not str"),
         ({"unit": "points"}, "'unit' is 'points', not 'normalized' or 'return'"),
         ({"data": [1]}, r"'data' is [1], not dict"),
+        ({"paper_protocol": "yes"}, "'paper_protocol' is 'yes', not true or false"),
         ({"reference": None}, "'reference' is None, not list"),
         ({"reference": [5.0, 5.0]}, "'reference' is [5.0, 5.0]"),
         ({"reference": [5.0]}, "'reference' is [5.0]"),
@@ -265,32 +267,31 @@ def test_unfinished_seeds_are_counted_not_averaged_and_not_dropped(tmp_path):
     assert any("1 finished runs have no finite score" in note for note in notes)
 
 
-def finals(out: Path, **algos: tuple[float, ...]) -> dict[str, Cell]:
-    for algo, values in algos.items():
-        for seed, value in enumerate(values):
-            make_run(out, algo, seed=seed, finals=value)
-    table = summary(out)
-    return {row.key[0]: table.cells[row.key, table.columns[0].key] for row in table.rows}
+def test_other_reference_returns_are_other_columns_and_flagged(tmp_path):
+    other = {"reference": [0.0, 500.0]}
+    make_run(tmp_path, seed=0)
+    make_run(tmp_path, seed=1, reference=[0.0, 1000.0 * (1 + 2**-52)])  # a last bit is no other
+    assert not any("reference" in note for note in summary(tmp_path).notes)
+    make_run(tmp_path, seed=2, **other)
+    make_run(tmp_path, "iql", seed=0, **other)
+    table = summary(tmp_path)
+    assert [(column.title, column.reference) for column in table.columns] == [
+        ("lite/hopper/medium-v0 [reference 0 to 500]", 92.0),
+        ("lite/hopper/medium-v0 [reference 0 to 1000]", 46.0),
+    ]
+    assert [len(table.column_cells(column)) for column in table.columns] == [2, 1]
+    assert [row.label for row in table.rows] == ["IQL", "TD3+BC"]
+    note = "lite/hopper/medium-v0: mixed reference returns (0 to 1000, 0 to 500)"
+    assert any(found.startswith(note) for found in table.notes)
+    compare(tmp_path, echo=False)  # every format can tell the columns apart
 
 
-def test_bold_needs_an_interval_that_leaves_out_the_runner_up(tmp_path):
-    # 50 +- 4.30265 * 2 / sqrt(3) = 50 +- 4.968
-    cells = finals(tmp_path / "out", td3_bc=(48.0, 50.0, 52.0), iql=(45.1, 45.1, 45.1))
-    assert not cells["td3_bc"].bold
-    cells = finals(tmp_path / "in", td3_bc=(48.0, 50.0, 52.0), iql=(44.9, 44.9, 44.9))
-    assert cells["td3_bc"].bold and not cells["iql"].bold
-
-
-@pytest.mark.parametrize("algos", [{"iql": (90.0,), "bc": (1.0, 1.0)}, {"iql": (90.0, 90.0)}])
-def test_one_seed_or_one_algorithm_is_never_bold(tmp_path, algos):
-    assert not any(cell.bold for cell in finals(tmp_path, **algos).values())
-
-
-def test_ranks_share_ties_and_leave_out_the_unfinished(tmp_path):
-    make_run(tmp_path, "dt", finals=99.0, state="failed")
-    cells = finals(tmp_path, td3_bc=(40.0,), iql=(40.0,), cql=(30.0,), bc=(50.0,))
-    ranks = {algo: cell.rank for algo, cell in cells.items()}
-    assert ranks == {"bc": 1, "td3_bc": 2, "iql": 2, "cql": 4, "dt": None}
+def test_a_reference_that_changed_at_a_resume_is_flagged_and_the_last_one_counts(tmp_path):
+    path = make_run(tmp_path).path / "config.json"
+    edit(path, resumed_with=[{"reference": [0.0, 500.0]}, {"git_commit": "a" * 40}])
+    table = summary(tmp_path)
+    assert any("mixed reference returns (0 to 1000, 0 to 500)" in note for note in table.notes)
+    assert table.columns[0].reference == 92.0
 
 
 def test_mixed_commits_and_versions_are_flagged_also_those_of_a_resume(tmp_path):
@@ -305,8 +306,10 @@ def test_mixed_commits_and_versions_are_flagged_also_those_of_a_resume(tmp_path)
 
 
 def test_quick_and_changed_protocols_are_said(tmp_path):
-    make_run(tmp_path, "iql", protocol={"paper_protocol": False})
-    assert "not the paper's protocol (settings were changed): IQL" in summary(tmp_path).notes
+    make_run(tmp_path, "cql", protocol={"paper_protocol": False})  # not where it is kept
+    make_run(tmp_path, "iql", paper_protocol=False)
+    note = "not the paper's protocol (steps or settings were changed): IQL"
+    assert note in summary(tmp_path).notes
     make_run(tmp_path, "bc", profile="quick")
     assert any(note.startswith(QUICK) for note in summary(tmp_path).notes)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.report import compare, plots
+from bench.report import compare, plots, stats
 from bench.report.aggregate import QUICK, Column, Summary, summarise
 from bench.report.collect import collect
 from bench.report.html import page
@@ -122,9 +122,9 @@ def test_scores_show_every_seed(tmp_path):
 
 
 def test_band_by_hand():
-    low, high = plots.band(np.array([[1.0], [2.0], [6.0]]))
+    low, high = stats.band(np.array([[1.0], [2.0], [6.0]]))
     assert (low[0], high[0]) == pytest.approx((-3.5724, 9.5724), abs=1e-4)
-    low, high = plots.band(np.array([[1.0], [6.0]]))
+    low, high = stats.band(np.array([[1.0], [6.0]]))
     assert (low[0], high[0]) == (1.0, 6.0)
 
 
@@ -135,6 +135,73 @@ def test_a_wide_interval_does_not_flatten_the_rest():
     assert plots._limits((39.0, 61.0), [40.0, 60.0], column) == pytest.approx((38.4, 61.6))
     low, high = plots._limits((40.0, 60.0), [40.0, 60.0], replace(column, reference=100.0))
     assert low < 40 and high > 100
+
+
+def arrowheads(axes: Any) -> list[tuple[str, float, float]]:
+    return [(line.get_gid(), line.get_xdata()[0], line.get_ydata()[0])
+            for line in axes.get_lines() if str(line.get_gid()).startswith("cut-")]  # fmt: skip
+
+
+def wide(out: Path) -> Summary:
+    """Three seeds of which one fails the task: an interval of -29 to 109."""
+    for seed, final in enumerate((8.0, 40.0, 72.0)):
+        make_run(out, "td3_bc", "a", seed, finals=final)
+        make_run(out, "iql", "a", seed, finals=40.0 + seed)
+    return summarise(collect(out))
+
+
+def test_an_interval_that_the_axis_cuts_ends_in_an_arrowhead(tmp_path):
+    summary = wide(tmp_path)
+    figure = draw(summary, "scores")
+    (low, high), place = figure.axes[0].get_xlim(), 1  # IQL, TD3+BC
+    cell = summary.column_cells(summary.columns[0])[place][1]
+    assert cell.interval[0] < low < 8 and 72 < high < cell.interval[1]
+    assert arrowheads(figure.axes[0]) == [("cut-left", low, place), ("cut-right", high, place)]
+    figure = draw(summary, "curves")
+    low, high = figure.axes[0].get_ylim()
+    found = arrowheads(figure.axes[0])
+    assert [(gid, x, y) for gid, x, y in found] == [
+        ("cut-up", 10_000, high), ("cut-down", 10_000, low)
+    ]  # fmt: skip
+    for kind in ("scores", "curves"):
+        figure = draw(summary, kind)
+        assert any("arrowheads: there the interval goes on" in text for text in words(figure))
+        assert_legible(figure)
+
+
+def test_an_interval_inside_the_axis_has_no_arrowhead(tmp_path):
+    for kind in ("scores", "curves"):
+        figure = draw(suite(tmp_path), kind)
+        assert arrowheads(figure.axes[0]) == []
+        assert not any("arrowhead" in text for text in words(figure))
+
+
+def test_stretches_by_hand():
+    mask = np.array([True, False, True, True, False, False, True])
+    assert plots._stretches(mask) == [slice(0, 1), slice(2, 4), slice(6, 7)]
+    assert plots._stretches(~mask[:0]) == []
+
+
+def test_two_reports_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """The other one removes a stale figure first, and needs those that both write."""
+    summary, folder = suite(tmp_path), tmp_path / "plots"
+    names = {f"{plot.stem}.{end}" for plot in plots.write_plots(summary, folder)
+             for end in ("png", "svg")}  # fmt: skip
+    (folder / "gone-curves.png").write_text("old")
+    write, unlink = plots.atomic_write, Path.unlink
+
+    def watched(path: Path, data: bytes | str) -> None:
+        assert names <= {p.name for p in folder.iterdir()}
+        write(path, data)
+
+    def late(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=True)  # by the other one
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(plots, "atomic_write", watched)
+    monkeypatch.setattr(Path, "unlink", late)
+    plots.write_plots(summary, folder)
+    assert {p.name for p in folder.iterdir()} == names
 
 
 def test_seeds_that_stopped_early_are_compared_where_all_have_evaluations(tmp_path):

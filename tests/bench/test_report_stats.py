@@ -57,6 +57,37 @@ def test_t_interval_by_hand():
     assert all(math.isnan(x) for x in stats.t_interval([5.0]))
 
 
+def test_few_seeds_show_their_range_and_three_student_s_interval():
+    assert stats.seeds_interval([48.0, 52.0]) == (48.0, 52.0)  # Student's would be 50 -+ 25.4
+    assert stats.seeds_interval([5.0]) == (5.0, 5.0)
+    assert stats.seeds_interval([1, 2, 6]) == pytest.approx((-3.57240, 9.57240), abs=1e-4)
+    assert all(math.isnan(x) for x in stats.seeds_interval([]))
+    for values in ([1.0, 6.0], [1.0, 2.0, 6.0]):
+        low, high = stats.band(np.array([values, values]).T)
+        assert low == pytest.approx([stats.seeds_interval(values)[0]] * 2)
+        assert high == pytest.approx([stats.seeds_interval(values)[1]] * 2)
+
+
+def test_welch_by_hand():
+    # var 4 / 3 and 4 / 3: t = 4 / sqrt(8 / 3) = 2.44949, df = 4; t(0.95, 4) = 2.13185 and
+    # t(0.975, 4) = 2.77645, and F(t) of four degrees of freedom in closed form
+    t = 4 / math.sqrt(8 / 3)
+    s = t / math.sqrt(t * t + 4)
+    p = 2 * (1 - (0.5 + 0.75 * (s - s**3 / 3)))
+    assert stats.welch_p([48, 50, 52], [44, 46, 48]) == pytest.approx(p, rel=1e-9)
+    assert stats.welch_p([44, 46, 48], [48, 50, 52]) == pytest.approx(p, rel=1e-9)
+    # unequal spread: one side constant leaves the other's n - 1 = 1 degree of freedom (Cauchy):
+    # t = 12.7062 gives 0.05
+    assert stats.welch_p([11.7062, 13.7062], [0, 0, 0]) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_welch_at_its_edges():
+    assert math.isnan(stats.welch_p([1.0], [2.0, 3.0])) and math.isnan(stats.welch_p([1, 2], []))
+    assert stats.welch_p([1.0, 1.0], [1.0, 1.0]) == 1.0
+    assert stats.welch_p([1.0, 1.0], [2.0, 2.0]) == 0.0
+    assert 0 < stats.welch_p([1.0, 1.1, 1.05], [900.0, 900.1, 900.05]) < 1e-12
+
+
 def test_iqm_by_hand():
     assert stats.iqm([100, 1, 2, 3]) == 2.5  # without 1 and 100
     assert stats.iqm([1, 2, 6]) == 3.0  # floor(3 / 4) = 0: nothing is cut

@@ -25,36 +25,43 @@ def small(tmp_path: Path) -> Summary:
         make_run(tmp_path, "td3_bc", "a_b/c", seed, finals=final)
     make_run(tmp_path, "iql", "a_b/c", 0, finals=-0.01)
     make_run(tmp_path, "iql", "a_b/c", 1, finals=9.0, state="diverged")
+    for seed, final in enumerate((20.0, 24.0)):
+        make_run(tmp_path, "bc", "a_b/c", seed, finals=final)
     make_run(tmp_path, "iql", "d", 0, finals=-3.0, unit="return")
     return summarise(collect(tmp_path))
 
 
 def test_markdown_is_exactly_this(small):
     lines = tables.markdown(small).splitlines()
-    assert lines[:5] == [
+    assert lines[:6] == [
         "| algorithm | a\\_b/c<br>normalized score | d<br>return |",
         "| --- | ---: | ---: |",
-        "| IQL | 0.0<br>1/2 seeds: 1 diverged, n=1, no interval, rank 2 | "
-        "−30.0<br>n=1, no interval, rank 1 |",
-        "| TD3+BC | **50.0 ± 5.0**<br>n=3, rank 1 |  |",
+        "| BC | 22.0 [20.0, 24.0]<br>n=2, rank 2 of 2, 1 without a rank |  |",
+        "| IQL | 0.0<br>1/2 seeds: 1 diverged, n=1, no interval, survivors only: no rank | "
+        "−30.0<br>n=1, no interval, rank 1 of 1 |",
+        "| TD3+BC | **50.0 ± 5.0**<br>n=3, rank 1 of 2, 1 without a rank |  |",
         "| *dataset (mean return of its episodes)* | 46.0 | 460.0 |",
     ]
-    assert "Final evaluation, mean ± 95 % interval" in lines[6]
-    assert "- 1 of 6 runs are not finished and in no mean: 1 diverged" in lines
+    said = lines[7]
+    assert "mean ± 95 % interval (Student's t) from three seeds on" in said
+    assert "mean and \\[lowest, highest\\] for two" in said and "Welch's t-test" in said
+    assert "- 1 of 8 runs are not finished and in no mean: 1 diverged" in lines
 
 
 def test_latex_is_exactly_this(small):
     lines = tables.latex(small).splitlines()
     start = lines.index(r"\toprule")
-    assert lines[start - 1 : start + 8] == [
+    assert lines[start - 1 : start + 9] == [
         r"\begin{tabular}{lrr}",
         r"\toprule",
         r"Algorithm & a\_b/c & d \\",
         r" & {\scriptsize normalized score} & {\scriptsize return} \\",
         r"\midrule",
-        r"IQL & 0.0 {\scriptsize (1/2 seeds: 1 diverged, n=1, no interval, rank 2)} & "
-        r"$-$30.0 {\scriptsize (n=1, no interval, rank 1)} \\",
-        r"TD3+BC & \textbf{50.0 $\pm$ 5.0} {\scriptsize (n=3, rank 1)} &  \\",
+        r"BC & 22.0 [20.0, 24.0] {\scriptsize (n=2, rank 2 of 2, 1 without a rank)} &  \\",
+        r"IQL & 0.0 {\scriptsize (1/2 seeds: 1 diverged, n=1, no interval, "
+        r"survivors only: no rank)} & $-$30.0 {\scriptsize (n=1, no interval, rank 1 of 1)} \\",
+        r"TD3+BC & \textbf{50.0 $\pm$ 5.0} {\scriptsize (n=3, rank 1 of 2, 1 without a rank)} "
+        r"&  \\",
         r"\midrule",
         r"\emph{dataset (mean return of its episodes)} & 46.0 & 460.0 \\",
     ]
@@ -62,13 +69,15 @@ def test_latex_is_exactly_this(small):
 
 def test_the_terminal_shows_the_best_first(small):
     text = tables.plain(small)
-    assert text.splitlines()[2:6] == [
+    assert text.splitlines()[2:7] == [
         "a_b/c (normalized score)",
-        "  TD3+BC   50.0 ± 5.0 * n=3, rank 1, 10k steps",
-        "  IQL      0.0          1/2 seeds: 1 diverged, n=1, no interval, rank 2, 10k steps",
+        "  TD3+BC   50.0 ± 5.0        * n=3, rank 1 of 2, 1 without a rank, 10k steps",
+        "  BC       22.0 [20.0, 24.0]   n=2, rank 2 of 2, 1 without a rank, 10k steps",
+        "  IQL      0.0                 1/2 seeds: 1 diverged, n=1, no interval, "
+        "survivors only: no rank, 10k steps",
         "  dataset  46.0",
     ]
-    assert "note: 1 of 6 runs are not finished" in text
+    assert "note: 1 of 8 runs are not finished" in text
 
 
 def test_table_csv_holds_the_numbers(small):
@@ -77,6 +86,10 @@ def test_table_csv_holds_the_numbers(small):
     assert float(td3["mean"]) == pytest.approx(50) and float(td3["sd"]) == pytest.approx(2)
     assert float(td3["ci95_low"]) == pytest.approx(50 - 4.9683, abs=1e-4)
     assert (td3["n"], td3["seeds"], td3["rank"], td3["bold"]) == ("3", "3", "1", "True")
+    assert (td3["reference_random"], td3["reference_expert"]) == ("0.0", "1000.0")
+    bc = next(row for row in rows if row["row"] == "BC")
+    assert (bc["ci95_low"], bc["ci95_high"]) == ("", "")  # two seeds have a range only
+    assert (float(bc["lowest"]), float(bc["highest"])) == (pytest.approx(20), pytest.approx(24))
     iql = next(row for row in rows if row["row"] == "IQL" and row["dataset"] == "a_b/c")
     assert (iql["n"], iql["seeds"], iql["unfinished"], iql["ci95_low"]) == (
         "1",
@@ -95,7 +108,7 @@ def test_scores_csv_has_the_documented_columns_and_one_row_per_run(small, tmp_pa
     assert header == (
         "algorithm,config,dataset,env,seed,steps,profile,unit,final,last10,best,state"
     )
-    assert len(rows) == 6
+    assert len(rows) == 8
     diverged = next(row for row in csv.DictReader(io.StringIO(text)) if row["state"] == "diverged")
     assert float(diverged["final"]) == pytest.approx(9.0) and diverged["steps"] == "10000"
     assert len(re.findall(r"\btd3_bc,[0-9a-f]{12},a_b/c,Hopper-v5,[012],10000,paper", text)) == 3

@@ -250,28 +250,60 @@ def test_the_rows_are_made_durable_before_the_step_is_claimed(run, monkeypatch):
     assert order.index("metrics.csv") < order.index("replace")
 
 
-CONFIG = {"algorithm": "td3_bc", "hyperparameters": {"alpha": 2.5}, "git_commit": "a", "device": 1}
+CONFIG = {
+    "schema_version": 1, "algorithm": "td3_bc", "dataset": "lite/hopper/medium-v0",
+    "config": "0123456789ab", "seed": 3, "hyperparameters": {"alpha": 2.5},
+    "paper": "Fujimoto 2020", "reference": (1.0, 2.0), "data": {"stats": {"return_mean": 0.1}},
+    "git_commit": "a", "device": "cpu", "group": [3, 4], "cpu": {"model": "x", "threads": 2},
+}  # fmt: skip
 
 
-def test_write_config_refuses_a_different_one_and_accepts_the_same(run):
-    run.write_config({**CONFIG, "reference": (1.0, 2.0)})
+def test_the_same_config_again_changes_nothing(run):
+    run.write_config(CONFIG)
     before = (run.path / "config.json").read_bytes()
     run.write_config({**CONFIG, "reference": [1.0, 2.0]})  # JSON knows lists only
     assert (run.path / "config.json").read_bytes() == before
-    with pytest.raises(RunError, match=r"config\.json: 'hyperparameters' is .*2\.5.*3\.0"):
-        run.write_config({**CONFIG, "reference": [1.0, 2.0], "hyperparameters": {"alpha": 3.0}})
-    with pytest.raises(RunError, match="'profile' is None there and 'quick' in this run"):
-        run.write_config({**CONFIG, "reference": [1.0, 2.0], "profile": "quick"})
+
+
+@pytest.mark.parametrize("key", ["schema_version", "algorithm", "dataset", "config", "seed"])
+def test_the_config_of_another_run_is_refused(run, key):
+    run.write_config(CONFIG)
+    before = (run.path / "config.json").read_bytes()
+    with pytest.raises(RunError, match=rf"config\.json: '{key}' is .* there and 99 in this run"):
+        run.write_config({**CONFIG, key: 99})
     assert (run.path / "config.json").read_bytes() == before
 
 
-def test_a_resume_with_another_commit_is_recorded_once(run):
+def test_a_corrected_citation_or_a_last_bit_does_not_stop_a_resume(run):
+    run.write_config(CONFIG)
+    before = (run.path / "config.json").read_bytes()
+    stats = {"return_mean": math.nextafter(0.1, 1)}
+    run.write_config({**CONFIG, "paper": "Fujimoto 2021", "data": {"stats": stats}, "new": True})
+    assert (run.path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("git_commit", "b"), ("device", "cuda"), ("versions", {"torch": "2.11.0"}),
+     ("group", [3]), ("cpu", {"model": "y", "threads": 2}), ("reference", [0.0, 2.0])],
+)  # fmt: skip
+def test_a_resume_under_other_conditions_is_recorded_once(run, key, value):
+    first = {"git_commit": "a", "device": "cpu", "group": [3, 4], "reference": [1.0, 2.0],
+             "cpu": {"model": "x", "threads": 2}}  # fmt: skip
     run.write_config(CONFIG)
     for _ in range(2):
-        run.write_config({**CONFIG, "git_commit": "b"})
+        run.write_config({**CONFIG, key: value})
+        run.write_config(CONFIG)
     config = json.loads((run.path / "config.json").read_text())
-    assert config["git_commit"] == "a"
-    assert config["resumed_with"] == [{"device": 1, "git_commit": "b", "versions": None}]
+    assert {k: config[k] for k in first} == first
+    assert config["resumed_with"] == [{**first, key: value}]
+
+
+@pytest.mark.parametrize("later", [{"git_commit": "b"}, ["b"]])
+def test_a_damaged_record_of_resumes_is_one_line(run, later):
+    run.write_config({**CONFIG, "resumed_with": later})
+    with pytest.raises(RunError, match=r"config\.json: 'resumed_with' is .* not a list of objects"):
+        run.write_config(CONFIG)
 
 
 def test_iter_runs_finds_every_seed_and_nothing_else(tmp_path):

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bench.errors import BenchError, RunError
 from bench.store import RunFolder
 from bench.track import MirrorError, default_uri, sync
 from bench.track import mirror as track_mirror
-from bench.track.folders import Rewritten, unsent, values
+from bench.track.folders import Rewritten, read_seed, unsent, values
 from tests.bench.mirror_tools import database, expected, key, mirrored, out, rows
 from tests.bench.report_runs import make_run
 
@@ -73,6 +74,16 @@ def test_parents_children_parameters_tags_and_dataset(out):
     assert {id_ for (id_,) in links} == {child["id"], parent["id"]}
     whole = rows(out, "SELECT value FROM input_tags WHERE name='fingerprint'")
     assert set(whole) == {("f" * 64,)}
+
+
+def test_what_a_plan_records_reaches_the_tags(out):
+    """The record as `bench run` writes it, not as this module imagines it."""
+    from bench import plan
+
+    run = make_run(out, versions=plan.versions(), git_commit=plan.git_commit() or "none")
+    seed = read_seed(out, run.path)
+    assert seed.tags()["bench.version"] == version("rlobj-bench")
+    assert seed.tags()["mlflow.source.git.commit"] == (plan.git_commit() or "none")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,21 @@ def test_the_follower_sends_what_training_writes_and_ends_with_it(out):
     assert mirrored(out)[key(out, run)]["metrics"] == expected(run, 10_000)
 
 
+def test_the_follower_finds_the_package_wherever_it_is_started(out, monkeypatch):
+    """Not installed, from another folder: the checkout's root comes first, not bench/ itself,
+    whose modules would stand in for others of their names."""
+    seen: dict[str, Any] = {}
+
+    def popen(command: list[str], **options: Any) -> Any:
+        seen.update(options)
+        raise OSError("enough")
+
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setattr(track_follow.subprocess, "Popen", popen)
+    Follower(out).start()
+    assert seen["env"]["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/elsewhere"]
+
+
 def test_a_killed_trainer_leaves_no_follower_behind(out):
     make_run(out)
     code = """
