@@ -130,7 +130,7 @@ class Cell:
         """Continue after the last checkpoint; rows that it does not cover are dropped.
 
         Raises:
-            RunError: when another group trained one of the seeds since this task was planned.
+            RunError: when a seed's folder holds steps that the group's checkpoint does not cover.
         """
         found = load_checkpoint(self.checkpoints)
         step = -1
@@ -139,14 +139,15 @@ class Cell:
             self.trainer.load_state(step, tensors)
             self.diverged = {int(k): v for k, v in meta["diverged"].items()}
             self.seconds = self._seconds_before = float(meta["train_seconds"])
-        for seed, folder in zip(self.task.seeds, self.folders, strict=True):
-            status = folder.status()
-            if found is None and status is not None and status["step"] > 0:
-                raise RunError(f"{folder.path}: trained elsewhere meanwhile; repeat the command")
-            record = {**self.task.record, "seed": seed, "group": list(self.task.seeds)}
-            folder.write_config(record)
+        if found is None:
+            for folder in self.folders:
+                _check_untrained(folder)
+        for i, folder in enumerate(self.folders):
+            seeds = self.task.seeds
+            folder.write_config({**self.task.record, "seed": seeds[i], "group": list(seeds)})
             folder.truncate_after(step)
-            folder.set_status("running", step=max(step, 0), steps=self.task.steps)
+            state = "diverged" if i in self.diverged else "running"
+            folder.set_status(state, step=max(step, 0), steps=self.task.steps)
 
     def checkpoint(self, state: str = "running") -> None:
         """Make everything up to this step durable."""
@@ -286,6 +287,16 @@ class Cell:
             folder.append_scores(
                 (step, e, ret, length, self._score(ret)) for e, (ret, length) in enumerate(pairs)
             )
+
+
+def _check_untrained(folder: RunFolder) -> None:
+    status = folder.status()
+    if status is not None and status["step"] > 0:
+        raise RunError(
+            f"{folder.path}: holds {status['step']} steps and no checkpoint covers them: another "
+            "runner trained it meanwhile (repeat the command), or its checkpoint was removed "
+            "(move the folder away to start again)"
+        )
 
 
 def _tuples(hyper: Mapping[str, Any]) -> dict[str, Any]:
