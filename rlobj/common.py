@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams, unravel_key
-from tensordict.nn import InteractionType, TensorDictModuleBase, set_interaction_type
-from tensordict.utils import Buffer
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import InteractionType, set_interaction_type
+from torch import Tensor
 
+from rlobj._networks import Networks
 from rlobj.utils import ValueEstimators, default_value_kwargs, value_type_of, weight_like
 
 _REDUCTIONS = ("none", "mean", "sum")
+_SCALAR_MODES = (None, "exclude", "non_tensor")
 _MASK_KEYS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
 
 
@@ -42,7 +40,7 @@ def _in_loss_mode(method: Callable) -> Callable:
     return wrapper
 
 
-class LossModule(TensorDictModuleBase):
+class LossModule(Networks):
     """Base class of all losses.
 
     Subclasses declare ``_AcceptedKeys`` (the names of the entries they read and write),
@@ -57,6 +55,7 @@ class LossModule(TensorDictModuleBase):
 
     default_keys: ClassVar[type] = _AcceptedKeys
     default_value_estimator: ClassVar[ValueEstimators | None] = None
+    scalar_keys: ClassVar[tuple[str, ...]] = ()  # of out_keys: what reduction="none" leaves scalar
     deterministic_sampling_mode: ClassVar[InteractionType] = InteractionType.DETERMINISTIC
     TARGET_NET_WARNING = (
         "The loss has delayed target networks and no updater moves them: build a SoftUpdate or "
@@ -71,21 +70,62 @@ class LossModule(TensorDictModuleBase):
             if is_loss and callable(method):
                 setattr(cls, name, _in_loss_mode(method))
 
-    def __init__(self, *, reduction: str | None = None, deactivate_vmap: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        reduction: str | None = None,
+        deactivate_vmap: bool = False,
+        scalar_output_mode: str | None = None,
+    ) -> None:
         super().__init__()
         self.reduction = "mean" if reduction is None else reduction
         if self.reduction not in _REDUCTIONS:
             raise NotImplementedError(f"reduction {reduction!r}: choose one of {_REDUCTIONS}")
+        if scalar_output_mode not in _SCALAR_MODES:
+            modes = f"choose one of {_SCALAR_MODES}"
+            raise ValueError(f"scalar_output_mode {scalar_output_mode!r}: {modes}")
+        self.scalar_output_mode = scalar_output_mode if self.reduction == "none" else None
+        if self.scalar_output_mode == "exclude":
+            self.out_keys = [k for k in self.out_keys if k not in self.scalar_keys]
         self.deactivate_vmap = deactivate_vmap
-        self.vmap_randomness = "different"
         self.loss_mask_key: NestedKey | None = "auto"
         self.use_prioritized_weights: bool | str = False
-        self.value_type: ValueEstimators | None = self.default_value_estimator
+        self.value_type: Any = self.default_value_estimator
         self._tensor_keys = self._AcceptedKeys()
         self._value_estimator: Any = None
-        self._networks: dict[str, dict] = {}
-        self._bound: Mapping[str, Tensor] | None = None
         self._updated = False
+
+    # ---------------------------------------------------------- coefficients
+
+    def register_coeff_buffer(
+        self,
+        name: str,
+        value: float | Tensor | None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Hold a coefficient as a scalar buffer (None: none yet), so that it is saved and a
+        schedule can set it: ``loss.<name> = 0.5`` writes in place."""
+        if value is not None:
+            dtype = dtype or torch.get_default_dtype()
+            value = torch.as_tensor(value, device=device, dtype=dtype).detach().clone()
+        self.register_buffer(name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        for own in ("_buffers", "_parameters") if number else ():
+            if name in self.__dict__.get(own, ()):
+                held = self.__dict__[own][name]
+                self._write(name, held, float(value))
+                return
+        super().__setattr__(name, value)
+
+    def _write(self, name: str, held: Tensor | None, value: float) -> None:
+        if held is None:
+            self.register_coeff_buffer(name, value)
+        else:
+            held.data.fill_(value)
 
     # ------------------------------------------------------------------ keys
 
@@ -117,65 +157,27 @@ class LossModule(TensorDictModuleBase):
         """Entries the loss reads: derived from its networks' inputs and its accepted keys."""
         keys = [unravel_key(k) for n in self._networks for k in self.__dict__[n].in_keys]
         if hasattr(self.tensor_keys, "reward"):
-            observed = [k for k in keys if k != unravel_key(self.tensor_keys.action)]
+            acted = getattr(self.tensor_keys, "action", None)
+            observed = [k for k in keys if acted is None or k != unravel_key(acted)]
             named = (self.tensor_keys.reward, self.tensor_keys.done, self.tensor_keys.terminated)
             keys += [_next(k) for k in (*observed, *named)]
         keys += [self.tensor_keys.action] if hasattr(self.tensor_keys, "action") else []
-        return list(dict.fromkeys(unravel_key(k) for k in keys))
+        return list(dict.fromkeys(unravel_key(k) for k in [*keys, *self._also_read()]))
 
     @in_keys.setter
     def in_keys(self, values: Sequence[NestedKey]) -> None:
         raise AttributeError("in_keys follow from the networks and set_keys: rename those instead")
 
-    # -------------------------------------------------------------- networks
+    def _also_read(self) -> list[NestedKey]:
+        """Entries that a loss reads besides."""
+        return []
 
-    def convert_to_functional(
-        self,
-        module: nn.Module | Sequence[nn.Module],
-        module_name: str,
-        expand_dim: int | None = None,
-        create_target_params: bool = False,
-        compare_against: Sequence[Tensor] | None = None,
-    ) -> None:
-        """Register a network: its module, ``<name>_params`` and ``target_<name>_params``.
+    # --------------------------------------------------------------- networks
 
-        Args:
-            module: the network, or a sequence of them to be stacked as an ensemble.
-            expand_dim: make an ensemble of this many copies of one module; each parameter is drawn
-                anew, uniform between its minimum and maximum, so that the copies differ.
-            create_target_params: keep a delayed copy as buffers.
-            compare_against: parameters trained elsewhere; shared ones enter here as constants.
-        """
-        several = isinstance(module, (Sequence, nn.ModuleList))
-        ensemble = expand_dim is not None or several
-        members = list(module) if isinstance(module, (Sequence, nn.ModuleList)) else [module]
-        if several:
-            if expand_dim is not None and expand_dim != len(members):
-                raise ValueError(f"{module_name}: {len(members)} networks given for {expand_dim}")
-            params = _stack([TensorDict.from_module(m) for m in members])
-        else:
-            params = TensorDict.from_module(members[0])
-            shared = {id(p) for p in compare_against or ()}
-            params = params.apply(lambda p: _own_copy(p, shared, expand_dim), filter_empty=False)
-        params = TensorDictParams(params, no_convert=True)
-        self.__dict__[module_name] = _stateless(members[0])
-        setattr(self, f"{module_name}_params", params)
-        if create_target_params:
-            frozen = params.data.apply(lambda p: Buffer(p.clone()), filter_empty=False)
-            setattr(self, f"target_{module_name}_params", TensorDictParams(frozen, no_convert=True))
-        self._networks[module_name] = {"ensemble": ensemble, "delayed": create_target_params}
-
-    def delayed_networks(self) -> list[str]:
-        """Names of the networks that keep a delayed copy."""
-        return [n for n, facts in self._networks.items() if facts["delayed"]]
-
-    def __getattr__(self, item: str) -> Any:
-        try:
-            return super().__getattr__(item)
-        except AttributeError:
-            if item.startswith("target_") and item.endswith("_params"):
-                return getattr(self, item.removeprefix("target_")).data
-            raise
+    @property
+    def functional(self) -> bool:
+        """Whether the loss holds its networks' parameters apart from the modules: always."""
+        return True
 
     def mark_updated(self) -> None:
         """Called by a target updater: silences the warning about targets that never move."""
@@ -185,111 +187,41 @@ class LossModule(TensorDictModuleBase):
         if not self._updated and self._bound is None and self.delayed_networks():
             warnings.warn(self.TARGET_NET_WARNING, UserWarning, stacklevel=4)
 
-    def _params_of(self, name: str, target: bool, detach: bool) -> dict[str, Tensor]:
-        delayed = target and self._networks[name]["delayed"]
-        attribute = f"target_{name}_params" if delayed else f"{name}_params"
-        own, bound = getattr(self, attribute).flatten_keys(".").items(), self._bound or {}
-        params = {k: bound.get(f"{attribute}.{k}", v) for k, v in own}
-        return {k: v.detach() for k, v in params.items()} if target or detach else params
-
-    def run_network(
-        self, name: str, tensordict: TensorDictBase, *, target: bool = False, detach: bool = False
-    ) -> TensorDict:
-        """Outputs of a registered network on its ``in_keys`` of ``tensordict``.
-
-        An ensemble's outputs gain a leading axis. ``target`` uses the delayed parameters,
-        ``detach`` cuts the gradient to the parameters (not to the inputs).
-        """
-        net = self.__dict__[name]
-        params = self._params_of(name, target, detach)
-        inputs = tensordict.select(*net.in_keys)
-
-        def call(p: dict[str, Tensor]) -> dict[NestedKey, Tensor]:
-            out = functional_call(net, p, (inputs.copy(),))
-            return {k: out.get(k) for k in net.out_keys}
-
-        if not self._networks[name]["ensemble"]:
-            return TensorDict(call(params), inputs.batch_size)
-        size = next(iter(params.values())).shape[0]
-        if self.deactivate_vmap:
-            members = [call({k: v[i] for k, v in params.items()}) for i in range(size)]
-            stacked = {k: torch.stack([m[k] for m in members]) for k in members[0]}
-        else:
-            stacked = vmap(call, randomness=self.vmap_randomness)(params)
-        return TensorDict(stacked, (size, *inputs.batch_size))
-
-    def distribution(
-        self, tensordict: TensorDictBase, *, target: bool = False, detach: bool = False
-    ) -> torch.distributions.Distribution:
-        """The actor's action distribution on ``tensordict`` (parameters as in run_network)."""
-        net = self.__dict__["actor_network"]
-        params = self._params_of("actor_network", target, detach)
-        inputs = tensordict.select(*net.in_keys)
-        return functional_call(_DistOf(net), {f"net.{k}": v for k, v in params.items()}, (inputs,))
-
-    def get_stateful_net(self, network_name: str, copy: bool | None = None) -> nn.Module:
-        """A network of this loss with its parameters in place (a copy unless ``copy=False``)."""
-        net = self.__dict__[network_name]
-        net = deepcopy(net) if copy or copy is None else net
-        getattr(self, f"{network_name}_params").to_module(net)
-        return net
-
-    def from_stateful_net(self, network_name: str, stateful_net: nn.Module) -> None:
-        """Load the parameters of ``stateful_net`` into the network of that name."""
-        source = TensorDict.from_module(stateful_net)
-        getattr(self, f"{network_name}_params").data.update_(source.data)
-
-    @contextmanager
-    def bind(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Compute with other parameters: ``tensors`` by state-dict name replace the loss's own.
-
-        This makes a loss a pure function of (parameters, batch, noise); the training engine
-        binds one seed's slice of the stacked parameters here.
-        """
-        saved = dict(self._parameters), dict(self._buffers), self._bound
-        self._bound = {**(self._bound or {}), **tensors}
-        own_dicts: tuple[dict[str, Any], ...] = (self._parameters, self._buffers)
-        for own in own_dicts:
-            own.update({k: tensors[k] for k in own if k in tensors})
-        try:
-            yield
-        finally:
-            self._parameters.update(saved[0])
-            self._buffers.update(saved[1])
-            self._bound = saved[2]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor the loss computes with, by state-dict name, for :meth:`bind`."""
-        own = {**self._parameters, **self._buffers}
-        found: dict[str, Tensor] = {k: v for k, v in own.items() if v is not None}
-        for name, facts in self._networks.items():
-            prefixes = ("", "target_") if facts["delayed"] else ("",)
-            for prefix in prefixes:
-                attribute = f"{prefix}{name}_params"
-                params = getattr(self, attribute).flatten_keys(".")
-                found.update({f"{attribute}.{k}": v for k, v in params.items()})
-        return found
+    def _q(self, tensordict: TensorDictBase, action: Tensor, **which: Any) -> Tensor:
+        """Q-values of ``action``, ``[n_critics, *batch]``; ``which`` as in run_network."""
+        inputs = tensordict.copy().set(self.tensor_keys.action, action)
+        out = self.run_network("qvalue_network", inputs, **which)
+        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
 
     # ------------------------------------------------------- value estimation
 
-    def make_value_estimator(
-        self, value_type: ValueEstimators | str | None = None, **hyperparams: Any
-    ) -> LossModule:
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> LossModule:
         """Choose how returns are bootstrapped, e.g. ``make_value_estimator("td0", gamma=0.9)``.
+
+        Args:
+            value_type: a member of ValueEstimators, its name, a subclass of ValueEstimatorBase, or
+                an instance (without ``hyperparams``).
 
         Raises:
             KeyError: on an unknown alias.
             NotImplementedError: on an estimator the loss cannot use.
         """
-        from rlobj.value import ESTIMATORS
+        from rlobj.value import ESTIMATORS, ValueEstimatorBase
 
-        if value_type is None:
-            value_type = self.default_value_estimator
+        value_type = self.default_value_estimator if value_type is None else value_type
         if value_type is None:
             raise NotImplementedError(f"{type(self).__name__} bootstraps no value")
-        self.value_type = value_type_of(value_type)
-        kwargs = {**default_value_kwargs(self.value_type), **hyperparams}
-        self._value_estimator = ESTIMATORS[self.value_type](value_network=None, **kwargs)
+        if isinstance(value_type, ValueEstimatorBase):
+            if hyperparams:
+                raise TypeError(f"a built estimator takes no {list(hyperparams)}: give its class")
+            self.value_type, self._value_estimator = type(value_type), value_type
+        elif isinstance(value_type, type):
+            cls = cast(type[ValueEstimatorBase], value_type)
+            self.value_type, self._value_estimator = cls, cls.for_loss(self, **hyperparams)
+        else:
+            self.value_type = value_type_of(value_type)
+            kwargs = {**default_value_kwargs(self.value_type), **hyperparams}
+            self._value_estimator = ESTIMATORS[self.value_type].for_loss(self, **kwargs)
         self._value_estimator.set_keys(**self._estimator_keys())
         return self
 
@@ -318,7 +250,13 @@ class LossModule(TensorDictModuleBase):
     def _weight(self, tensordict: TensorDictBase) -> Tensor | None:
         if self.use_prioritized_weights is False:
             return None
-        return tensordict.get(self.tensor_keys.priority_weight, None)
+        weight = tensordict.get(self.tensor_keys.priority_weight, None)
+        if weight is None and self.use_prioritized_weights is True:
+            key = self.tensor_keys.priority_weight
+            raise KeyError(
+                f"use_prioritized_weights=True needs the entry {key!r}: add it, or 'auto'"
+            )
+        return weight
 
     def reduce(self, value: Tensor, tensordict: TensorDictBase | None = None) -> Tensor:
         """Apply mask, priority weights and the reduction to a per-sample term.
@@ -339,60 +277,18 @@ class LossModule(TensorDictModuleBase):
             return value.sum()
         return value.mean() if weight is None else value.sum() / weight.sum()
 
-    def set_vmap_randomness(self, value: str) -> None:
-        """How random draws behave across an ensemble: "different" (default), "same", "error"."""
-        self.vmap_randomness = value
-
-    def train(self, mode: bool = True) -> LossModule:
-        """Training or evaluation mode, of the networks too."""
-        for name in self._networks:
-            self.__dict__[name].train(mode)
-        return super().train(mode)
+    def output(
+        self, losses: Mapping[str, Tensor], info: Mapping[str, Tensor], tensordict: TensorDictBase
+    ) -> TensorDict:
+        """What ``forward`` returns: the reduced losses and ``info``, whose ``scalar_keys`` are
+        left out or become non-tensors where ``scalar_output_mode`` says so."""
+        out = TensorDict({k: self.reduce(v, tensordict) for k, v in losses.items()})
+        for key, value in info.items():
+            if self.scalar_output_mode is None or key not in self.scalar_keys:
+                out.set(key, value)
+            elif self.scalar_output_mode == "non_tensor":
+                out.set_non_tensor(key, value)
+        return out
 
     def reset(self) -> None:
         """Losses without running state have nothing to reset."""
-
-
-class _DistOf(nn.Module):
-    """Lets functional_call reach ``get_dist`` of an actor."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
-        return cast(Any, self.net).get_dist(tensordict)
-
-
-def _own_copy(param: Tensor, shared: set[int], expand_dim: int | None) -> Tensor:
-    """A parameter as the loss holds it: expanded and drawn anew for an ensemble, a constant where
-    another network already trains it."""
-    if id(param) in shared:
-        held = param.data
-        return Buffer(held.expand(expand_dim, *held.shape) if expand_dim else held)
-    if expand_dim is None:
-        return param
-    copies = param.data.expand(expand_dim, *param.shape).clone()
-    if not isinstance(param, nn.Parameter):
-        return Buffer(copies)
-    return nn.Parameter(copies.uniform_(param.data.min().item(), param.data.max().item()))
-
-
-def _stack(members: list[TensorDict]) -> TensorDict:
-    def stack(first: Tensor, *rest: Tensor) -> Tensor:
-        stacked = torch.stack([first.data, *(r.data for r in rest)])
-        return nn.Parameter(stacked) if isinstance(first, nn.Parameter) else Buffer(stacked)
-
-    return cast(TensorDict, members[0].apply(stack, *members[1:], filter_empty=False))
-
-
-def _stateless(module: nn.Module) -> nn.Module:
-    """A copy of the module whose tensors hold no memory."""
-    params = TensorDict.from_module(module)
-
-    def meta(p: Tensor) -> Tensor:
-        empty = p.data.to("meta")
-        return nn.Parameter(empty) if isinstance(p, nn.Parameter) else Buffer(empty)
-
-    with params.apply(meta, filter_empty=False).to_module(module):
-        return deepcopy(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,10 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj import noise
+from rlobj._arguments import refuse
+from rlobj.discrete_cql import DiscreteCQLLoss as DiscreteCQLLoss
+from rlobj.entropy import EntropyLoss
 from rlobj.modules.distributions import rsample_and_log_prob
-from rlobj.sac import EntropyLoss
 from rlobj.specs import bounds as bounds_of
 from rlobj.utils import ValueEstimators, distance_loss
 
@@ -31,6 +34,8 @@ class CQLLoss(EntropyLoss):
         deterministic_backup: leave the entropy out of the target.
         num_random: sampled actions per state and kind (uniform, pi(s), pi(s')).
         with_lagrange: tune alpha' so that the gap stays at ``lagrange_thresh`` (app. F, eq. 30).
+        upstream: compute torchrl 0.14.1's value of the penalty instead of the paper's, to compare
+            with results obtained there (see :meth:`cql_loss`).
 
     Raises:
         ValueError: when the action bounds are unknown.
@@ -78,6 +83,7 @@ class CQLLoss(EntropyLoss):
         target_entropy: str | float = "auto",
         delay_actor: bool = False,
         delay_qvalue: bool = True,
+        gamma: float | None = None,
         temperature: float = 1.0,
         min_q_weight: float = 1.0,
         max_q_backup: bool = False,
@@ -87,8 +93,16 @@ class CQLLoss(EntropyLoss):
         lagrange_thresh: float = 0.0,
         reduction: str | None = None,
         deactivate_vmap: bool = False,
+        scalar_output_mode: str | None = None,
+        upstream: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap)
+        refuse(gamma=gamma)
+        super().__init__(
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+            scalar_output_mode=scalar_output_mode,
+        )
+        self.upstream = upstream
         self.loss_function, self.temperature = loss_function, temperature
         self.min_q_weight, self.num_random = min_q_weight, num_random
         self.max_q_backup, self.deterministic_backup = max_q_backup, deterministic_backup
@@ -112,7 +126,7 @@ class CQLLoss(EntropyLoss):
     def target_entropy(self) -> Tensor:
         return self.target_entropy_buffer
 
-    def _q(self, tensordict: TensorDictBase, action: Tensor, **which: bool) -> Tensor:
+    def _q(self, tensordict: TensorDictBase, action: Tensor, **which: Any) -> Tensor:
         """Q-values ``[n_critics, *action.shape[:-1]]``; leading sample axes of ``action`` beyond
         the batch repeat the observations."""
         keys = [k for k in self.qvalue_network.in_keys if k != self.tensor_keys.action]
@@ -185,12 +199,36 @@ class CQLLoss(EntropyLoss):
         weighted = sampled / self.temperature - log_density
         return self.temperature * torch.logsumexp(weighted, 1) - q_data
 
+    def _upstream_gap(self, tensordict: TensorDictBase) -> Tensor:
+        """torchrl 0.14.1's gap, ``[n_critics, *batch]``: per state the mean over n rows of
+        ``T logsumexp((Q - log mu) / T)``, each over three actions: one uniform in [-1, 1] whatever
+        the bounds, one of pi(s), and one of pi(s') scored as Q(s', a')."""
+        n, keys = self.num_random, self.actor_network.in_keys
+        after, data = tensordict.get("next"), tensordict.get(self.tensor_keys.action)
+        with torch.no_grad():
+            uniform = 2 * noise.uniform((*tensordict.shape, n, data.shape[-1]), data) - 1
+            # each row has a policy of its own, so that noise is drawn in upstream's order
+            rows = [x.select(*keys).unsqueeze(-1).expand(*x.shape, n) for x in (tensordict, after)]
+            drawn = [rsample_and_log_prob(self.distribution(x)) for x in rows]
+        (here, here_lp), (there, there_lp) = ((a.movedim(-2, 0), lp) for a, lp in drawn)
+        uniform_lp = torch.full_like(here_lp, -math.log(2.0) * data.shape[-1])
+        q = self._q(tensordict, torch.cat([uniform.movedim(-2, 0), here, data.unsqueeze(0)]))
+        scores = torch.stack([q[:, :n], q[:, n : 2 * n], self._q(after, there)])
+        log_density = torch.stack([lp.movedim(-1, 0) for lp in (uniform_lp, here_lp, there_lp)])
+        weighted = (scores - log_density.unsqueeze(1)) / self.temperature
+        return self.temperature * weighted.logsumexp(0).mean(1) - q[:, -1]
+
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The conservative penalty summed over critics, per sample (eq. 4); under Lagrange it is
-        ``alpha' (min_q_weight * gap - threshold)``."""
-        gap = self._gap(tensordict) * self.min_q_weight
+        ``alpha' (min_q_weight * gap - threshold)``.
+
+        ``upstream``: torchrl 0.14.1's gap, which alpha' does not scale. The reductions "mean" and
+        "sum" are its values; with "none" it couples all samples, here each keeps its own.
+        """
+        gap = self._upstream_gap(tensordict) if self.upstream else self._gap(tensordict)
+        gap = gap * self.min_q_weight
         info = {"cql_gap": gap.detach()}
-        if self.with_lagrange:
+        if self.with_lagrange and not self.upstream:
             gap = self._alpha_prime().detach() * (gap - self.lagrange_thresh)
         return gap.sum(0), info
 
@@ -202,10 +240,6 @@ class CQLLoss(EntropyLoss):
         ``cql_loss``'s ``cql_gap``."""
         excess = (gap - self.lagrange_thresh).mean(0)
         return -self._alpha_prime() * excess, {}
-
-    def alpha_loss(self, log_prob: Tensor) -> Tensor:
-        """Temperature loss per sample."""
-        return self._temperature_loss(log_prob, self.target_entropy)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -224,5 +258,5 @@ class CQLLoss(EntropyLoss):
         }
         if self.with_lagrange:
             out["loss_alpha_prime"], _ = self.alpha_prime_loss(cql_info["cql_gap"])
-        reduced = {k: self.reduce(v, tensordict) for k, v in out.items()}
-        return TensorDict({**reduced, "alpha": self.alpha, "entropy": -info["log_prob"].mean()})
+        report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
+        return self.output(out, report, tensordict)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 
+from rlobj._arguments import refuse
 from rlobj.common import LossModule
+from rlobj.dqn import refuse_gamma, space_or_one_hot
+from rlobj.modules.qvalue import value_of
+from rlobj.specs import TensorSpec
 from rlobj.utils import ValueEstimators, distance_loss
 
 _MAX_WEIGHT = 100.0  # the authors' cap on exp(temperature * advantage)
@@ -40,6 +45,7 @@ class IQLLoss(LossModule):
         terminated: NestedKey = "terminated"
 
     default_value_estimator = ValueEstimators.TD0
+    scalar_keys = ("entropy",)
     out_keys = ["loss_actor", "loss_qvalue", "loss_value", "entropy"]
 
     def __init__(
@@ -52,11 +58,19 @@ class IQLLoss(LossModule):
         loss_function: str = "smooth_l1",
         temperature: float = 1.0,
         expectile: float = 0.5,
+        gamma: float | None = None,
+        priority_key: str | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
         deactivate_vmap: bool = False,
+        scalar_output_mode: str | None = None,
     ) -> None:
-        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap)
+        refuse(gamma=gamma, priority_key=priority_key)
+        super().__init__(
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+            scalar_output_mode=scalar_output_mode,
+        )
         if not 0 < expectile < 1:
             raise ValueError(f"expectile must lie in (0, 1), got {expectile}")
         self.temperature, self.expectile = temperature, expectile
@@ -72,19 +86,25 @@ class IQLLoss(LossModule):
             compare_against=policy,
         )
 
-    def _min_target_q(self, tensordict: TensorDictBase) -> Tensor:
-        out = self.run_network("qvalue_network", tensordict, target=True)
-        q = out.get(self.tensor_keys.state_action_value).squeeze(-1)
-        return q.detach().min(0).values
+    def _q(self, tensordict: TensorDictBase, target: bool = False) -> Tensor:
+        """Q(s, a) of the batch's actions, ``[n_critics, *batch]``."""
+        out = self.run_network("qvalue_network", tensordict, target=target)
+        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
 
-    def _v(self, tensordict: TensorDictBase, **which: bool) -> Tensor:
+    def _min_target_q(self, tensordict: TensorDictBase) -> Tensor:
+        return self._q(tensordict, target=True).detach().min(0).values
+
+    def _data_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        action = tensordict.get(self.tensor_keys.action)
+        return self.distribution(tensordict).log_prob(action)
+
+    def _v(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
         out = self.run_network("value_network", tensordict, **which)
         return out.get(self.tensor_keys.value).squeeze(-1)
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-min(exp(beta * (Q(s, a) - V(s))), 100) * log pi(a|s)`` per sample (eq. 7)."""
-        dist = self.distribution(tensordict)
-        log_prob = dist.log_prob(tensordict.get(self.tensor_keys.action))
+        log_prob = self._data_log_prob(tensordict)
         advantage = self._min_target_q(tensordict) - self._v(tensordict, detach=True).detach()
         weight = (self.temperature * advantage).exp().clamp(max=_MAX_WEIGHT)
         entropy = -log_prob.detach().mean()
@@ -106,8 +126,7 @@ class IQLLoss(LossModule):
         """Bellman error against ``r + gamma V(s')``, summed over critics, per sample (eq. 6)."""
         with torch.no_grad():
             target = self.bootstrap(tensordict, self._v(tensordict.get("next"), detach=True))
-        out = self.run_network("qvalue_network", tensordict)
-        q = out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        q = self._q(tensordict)
         loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
         return loss, {"td_error": (q - target).detach().pow(2).max(0).values}
 
@@ -118,11 +137,69 @@ class IQLLoss(LossModule):
         qvalue, q_info = self.qvalue_loss(tensordict)
         value, _ = self.value_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
-        return TensorDict(
-            {
-                "loss_actor": self.reduce(actor, tensordict),
-                "loss_qvalue": self.reduce(qvalue, tensordict),
-                "loss_value": self.reduce(value, tensordict),
-                "entropy": info["entropy"],
-            }
+        losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_value": value}
+        return self.output(losses, {"entropy": info["entropy"]}, tensordict)
+
+
+class DiscreteIQLLoss(IQLLoss):
+    """Implicit Q-learning over discrete actions: the critics value all actions of a state at once.
+
+    Args:
+        actor_network: stochastic actor, e.g. over :class:`~rlobj.modules.OneHotCategorical`.
+        qvalue_network: Q(s, ·) ``[*batch, n]``, one module (copied ``num_qvalue_nets`` times) or a
+            list.
+        value_network: V(s).
+        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec; by default the
+            actor's spec, or else one-hot with a warning.
+
+    The other arguments, keys and equations are those of :class:`IQLLoss`.
+    """
+
+    out_keys = ["loss_actor", "loss_qvalue", "loss_value", "entropy"]
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        qvalue_network: nn.Module | Sequence[nn.Module],
+        value_network: nn.Module,
+        *,
+        action_space: str | TensorSpec | None = None,
+        num_qvalue_nets: int = 2,
+        loss_function: str = "smooth_l1",
+        temperature: float = 1.0,
+        expectile: float = 0.5,
+        gamma: float | None = None,
+        priority_key: str | None = None,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+    ) -> None:
+        refuse_gamma(gamma, priority_key)
+        super().__init__(
+            actor_network,
+            qvalue_network,
+            value_network,
+            num_qvalue_nets=num_qvalue_nets,
+            loss_function=loss_function,
+            temperature=temperature,
+            expectile=expectile,
+            separate_losses=separate_losses,
+            reduction=reduction,
         )
+        known = getattr(actor_network, "spec", None) if action_space is None else action_space
+        self.action_space = space_or_one_hot(known, "DiscreteIQLLoss")
+
+    def _index(self, tensordict: TensorDictBase, batch_ndim: int) -> Tensor:
+        """The batch's actions; categorical ones without their trailing axis of size 1."""
+        action = tensordict.get(self.tensor_keys.action)
+        if self.action_space == "categorical" and action.ndim > batch_ndim:
+            return action.squeeze(-1)
+        return action
+
+    def _q(self, tensordict: TensorDictBase, target: bool = False) -> Tensor:
+        out = self.run_network("qvalue_network", tensordict, target=target)
+        values = out.get(self.tensor_keys.state_action_value)
+        return value_of(values, self._index(tensordict, values.ndim - 2), self.action_space)
+
+    def _data_log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        dist = self.distribution(tensordict)
+        return dist.log_prob(self._index(tensordict, len(dist.batch_shape)))

@@ -1,76 +1,23 @@
-"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1812.05905)."""
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1801.01290 and arXiv:1812.05905)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import InteractionType, dispatch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor, nn
 
-from rlobj.common import LossModule
+from rlobj._arguments import refuse
+from rlobj.discrete_sac import DiscreteSACLoss
+from rlobj.entropy import EntropyLoss
 from rlobj.modules.distributions import rsample_and_log_prob
 from rlobj.utils import ValueEstimators, distance_loss
 
-
-class EntropyLoss(LossModule):
-    """What maximum-entropy losses share: the temperature and its automatic tuning."""
-
-    deterministic_sampling_mode = InteractionType.RANDOM
-    log_alpha: Tensor
-
-    def _init_temperature(
-        self,
-        alpha_init: float,
-        min_alpha: float | None,
-        max_alpha: float | None,
-        fixed_alpha: bool,
-    ) -> None:
-        if alpha_init <= 0:
-            raise ValueError(f"alpha_init must be positive, got {alpha_init}")
-        self.fixed_alpha = fixed_alpha
-        self.register_buffer("alpha_init", torch.tensor(float(alpha_init)))
-        log_alpha = torch.tensor(math.log(alpha_init))
-        if fixed_alpha:
-            self.register_buffer("log_alpha", log_alpha)
-        else:
-            self.log_alpha = nn.Parameter(log_alpha)
-        self._log_alpha_range = tuple(
-            None if a is None else math.log(a) for a in (min_alpha, max_alpha)
-        )
-
-    def _resolve_target_entropy(self, target_entropy: str | float, action_spec: Any) -> float:
-        """``"auto"`` is minus the number of action dimensions (Haarnoja et al. 2018, app. D)."""
-        if target_entropy != "auto":
-            return float(target_entropy)
-        spec = action_spec if action_spec is not None else getattr(self.actor_network, "spec", None)
-        if spec is not None and not hasattr(spec, "low") and hasattr(spec, "__getitem__"):
-            spec = spec[self.tensor_keys.action]
-        if spec is None:
-            raise RuntimeError(
-                "target_entropy='auto' needs the action's shape: pass action_spec, or build the "
-                "actor with spec=, or give target_entropy a number"
-            )
-        return -float(math.prod(spec.shape) or 1)
-
-    @property
-    def alpha(self) -> Tensor:
-        """The entropy temperature, clamped to its range, without gradient."""
-        low, high = self._log_alpha_range
-        log_alpha = self.log_alpha.detach()
-        if low is not None or high is not None:
-            log_alpha = log_alpha.clamp(low, high)
-        return log_alpha.exp()
-
-    def _temperature_loss(self, log_prob: Tensor, target_entropy: float | Tensor) -> Tensor:
-        """``J(alpha) = -log(alpha) * (log pi + target entropy)``, eq. 18 in its log form."""
-        if self.fixed_alpha:
-            return torch.zeros_like(log_prob)
-        return -self.log_alpha * (log_prob.detach() + target_entropy)
+__all__ = ["DiscreteSACLoss", "EntropyLoss", "SACLoss"]
 
 
 class SACLoss(EntropyLoss):
@@ -79,10 +26,15 @@ class SACLoss(EntropyLoss):
     Args:
         actor_network: stochastic actor.
         qvalue_network: Q(s, a), one module (copied ``num_qvalue_nets`` times) or a list.
+        value_network: V(s): the first version of the algorithm, whose critics bootstrap from V.
+            None is the second version, which bootstraps from the critics.
         loss_function: "l1", "l2" or "smooth_l1".
         alpha_init, min_alpha, max_alpha, fixed_alpha: the temperature and its range.
         target_entropy: number or "auto" (minus the number of action dimensions).
-        delay_actor, delay_qvalue: keep delayed target parameters.
+        delay_actor, delay_qvalue, delay_value: keep delayed target parameters. The paper's first
+            version delays V alone.
+        skip_done_states: the value of a terminal state is 0 whatever the networks say there, so
+            its observation may hold anything.
 
     Raises:
         RuntimeError: when ``target_entropy="auto"`` and no action spec is known.
@@ -107,6 +59,7 @@ class SACLoss(EntropyLoss):
         self,
         actor_network: nn.Module,
         qvalue_network: nn.Module | Sequence[nn.Module],
+        value_network: nn.Module | None = None,
         *,
         num_qvalue_nets: int = 2,
         loss_function: str = "smooth_l1",
@@ -118,22 +71,42 @@ class SACLoss(EntropyLoss):
         target_entropy: str | float = "auto",
         delay_actor: bool = False,
         delay_qvalue: bool = True,
+        delay_value: bool = True,
+        gamma: float | None = None,
+        priority_key: str | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
+        skip_done_states: bool = False,
         deactivate_vmap: bool = False,
         use_prioritized_weights: bool | str = "auto",
+        scalar_output_mode: str | None = None,
     ) -> None:
-        super().__init__(reduction=reduction, deactivate_vmap=deactivate_vmap)
+        refuse(gamma=gamma, priority_key=priority_key)
+        super().__init__(
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+            scalar_output_mode=scalar_output_mode,
+        )
         self.use_prioritized_weights = use_prioritized_weights
-        self.loss_function = loss_function
+        self.loss_function, self.skip_done_states = loss_function, skip_done_states
         self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
+        policy = list(actor_network.parameters()) if separate_losses else None
+        self.has_value_network = value_network is not None
+        if value_network is not None:
+            self.out_keys = [*self.out_keys, "loss_value"]
+            self.convert_to_functional(
+                value_network,
+                "value_network",
+                create_target_params=delay_value,
+                compare_against=policy,
+            )
         self.convert_to_functional(
             qvalue_network,
             "qvalue_network",
             expand_dim=num_qvalue_nets,
             create_target_params=delay_qvalue,
-            compare_against=list(actor_network.parameters()) if separate_losses else None,
+            compare_against=policy,
         )
         entropy = self._resolve_target_entropy(target_entropy, action_spec)
         self.register_buffer("_target_entropy", torch.tensor(entropy))
@@ -142,11 +115,9 @@ class SACLoss(EntropyLoss):
     def target_entropy(self) -> Tensor:
         return self._target_entropy
 
-    def _q(self, tensordict: TensorDictBase, action: Tensor, **which: bool) -> Tensor:
-        """Q-values of ``action``, ``[n_critics, *batch]``."""
-        inputs = tensordict.copy().set(self.tensor_keys.action, action)
-        out = self.run_network("qvalue_network", inputs, **which)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+    @property
+    def target_entropy_buffer(self) -> Tensor:
+        return self._target_entropy
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``alpha * log pi(a|s) - min_i Q_i(s, a)`` with ``a ~ pi``, per sample (eq. 9)."""
@@ -154,34 +125,68 @@ class SACLoss(EntropyLoss):
         q = self._q(tensordict, action, detach=True).min(0).values
         return self.alpha * log_prob - q, {"log_prob": log_prob.detach()}
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft Bellman error against ``r + gamma (min Q'(s', a') - alpha log pi(a'|s'))``, summed
-        over critics, per sample (eq. 5)."""
-        with torch.no_grad():
-            after = tensordict.get("next")
-            action, log_prob = rsample_and_log_prob(self.distribution(after, target=True))
-            q_next = self._q(after, action, target=True).min(0).values
-            target = self.bootstrap(tensordict, q_next - self.alpha * log_prob)
+    def _soft_value(self, tensordict: TensorDictBase) -> Tensor:
+        """``min_i Q_i(s, a) - alpha * log pi(a|s)`` with ``a ~ pi``, of the delayed networks."""
+        action, log_prob = rsample_and_log_prob(self.distribution(tensordict, target=True))
+        q = self._q(tensordict, action, target=True).min(0).values
+        return q - self.alpha * log_prob
+
+    def _v(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
+        out = self.run_network("value_network", tensordict, **which)
+        return out.get(self.tensor_keys.value).squeeze(-1)
+
+    def _bellman(
+        self, tensordict: TensorDictBase, next_value: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.skip_done_states:
+            next_value = self._without_terminated(tensordict, next_value)
+        target = self.bootstrap(tensordict, next_value)
         q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
         loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
         return loss, {"td_error": (q - target).detach().abs().max(0).values}
 
-    def alpha_loss(self, log_prob: Tensor) -> Tensor:
-        """Temperature loss per sample."""
-        return self._temperature_loss(log_prob, self.target_entropy)
+    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft Bellman error against ``r + gamma (min Q'(s', a') - alpha log pi(a'|s'))``, summed
+        over critics, per sample (arXiv:1812.05905, eq. 5)."""
+        with torch.no_grad():
+            next_value = self._soft_value(tensordict.get("next"))
+        return self._bellman(tensordict, next_value)
+
+    def qvalue_v1_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft Bellman error against ``r + gamma V'(s')``, summed over critics, per sample
+        (arXiv:1801.01290, eq. 7 and 8). Every critic sees the whole batch."""
+        with torch.no_grad():
+            next_value = self._v(tensordict.get("next"), target=True)
+        return self._bellman(tensordict, next_value)
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critics' loss of the version in use."""
+        if self.has_value_network:
+            return self.qvalue_v1_loss(tensordict)
+        return self.qvalue_v2_loss(tensordict)
+
+    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distance of V(s) to ``min_i Q_i(s, a) - alpha * log pi(a|s)`` with ``a ~ pi``, per
+        sample (arXiv:1801.01290, eq. 5; first version only)."""
+        with torch.no_grad():
+            target = self._soft_value(tensordict)
+        value = self._v(tensordict)
+        return distance_loss(value, target, self.loss_function), {"value": value.detach()}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        losses, info = self._terms(tensordict)
+        return self.output(losses, info, tensordict)
+
+    def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses per sample and what is reported besides; writes the priority."""
         self._warn_if_targets_stand_still()
+        losses = {}
         qvalue, q_info = self.qvalue_loss(tensordict)
+        if self.has_value_network:
+            losses["loss_value"], _ = self.value_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
-        return TensorDict(
-            {
-                "loss_actor": self.reduce(actor, tensordict),
-                "loss_qvalue": self.reduce(qvalue, tensordict),
-                "loss_alpha": self.reduce(self.alpha_loss(info["log_prob"]), tensordict),
-                "alpha": self.alpha,
-                "entropy": -info["log_prob"].mean(),
-            }
-        )
+        alpha = self.alpha_loss(info["log_prob"])
+        losses |= {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
+        return losses, {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}

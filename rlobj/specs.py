@@ -2,68 +2,209 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
-from rlobj import noise
+from rlobj.tensor_specs import (
+    Binary,
+    BinaryBox,
+    Bounded,
+    BoxList,
+    Categorical,
+    CategoricalBox,
+    ContinuousBox,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+    one_hot,
+)
+
+__all__ = [
+    "Binary",
+    "BinaryBox",
+    "Bounded",
+    "BoxList",
+    "Categorical",
+    "CategoricalBox",
+    "Composite",
+    "ContinuousBox",
+    "MultiOneHot",
+    "OneHot",
+    "TensorSpec",
+    "Unbounded",
+    "action_space_of",
+    "bounds",
+    "one_hot",
+]
 
 
-class Bounded:
-    """A box ``low <= x <= high``.
+class Composite(TensorSpec):
+    """Named specs; elements are TensorDicts.
 
     Args:
-        low, high: bounds, numbers or tensors that broadcast to ``shape``.
-        shape: shape of one element; by default the broadcast shape of the bounds.
+        entries: names and specs; a name may be nested, a spec may be None (nothing is known).
+        shape: batch shape that every spec begins with.
+        device: where given, the specs are moved there.
+        named: more entries, as keyword arguments.
 
     Raises:
-        ValueError: when a bound is missing, or a low bound exceeds its high bound.
+        ValueError: when a spec's shape does not begin with ``shape``.
     """
 
     def __init__(
         self,
-        low: float | Tensor | None = None,
-        high: float | Tensor | None = None,
-        shape: Sequence[int] | None = None,
+        entries: Mapping[Any, TensorSpec | None] | None = None,
+        *,
+        shape: Sequence[int] = (),
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **named: TensorSpec | None,
     ) -> None:
-        if low is None or high is None:
-            raise ValueError("Bounded needs both low and high")
-        dtype = dtype or (low.dtype if isinstance(low, Tensor) else torch.get_default_dtype())
-        low_t = torch.as_tensor(low, dtype=dtype, device=device)
-        high_t = torch.as_tensor(high, dtype=dtype, device=device)
-        if shape is None:
-            shape = torch.broadcast_shapes(low_t.shape, high_t.shape)
         self.shape = torch.Size(shape)
-        self.dtype = dtype
-        self.low = low_t.expand(self.shape).clone()
-        self.high = high_t.expand(self.shape).clone()
-        if bool((self.low > self.high).any()):
-            raise ValueError("Bounded: low exceeds high")
+        self.device = None if device is None else torch.device(device)
+        self._specs: dict[str, TensorSpec | None] = {}
+        for key, spec in [*(entries or {}).items(), *named.items()]:
+            self[key] = spec
 
-    @property
-    def device(self) -> torch.device:
-        return self.low.device
+    def __setitem__(self, key: NestedKey, spec: TensorSpec | None) -> None:
+        first, rest = _split(key)
+        if rest:
+            inner = self._specs.setdefault(first, Composite(shape=self.shape, device=self.device))
+            if not isinstance(inner, Composite):
+                raise KeyError(f"{first!r} holds a spec, no entries")
+            inner[rest] = spec
+            return
+        if spec is not None:
+            if spec.shape[: self.ndim] != self.shape:
+                raise ValueError(f"{first}: shape {spec.shape} does not begin with {self.shape}")
+            spec = spec if self.device is None else spec.to(self.device)
+        self._specs[first] = spec
 
-    def rand(self, batch: Sequence[int] = ()) -> Tensor:
-        """Uniform samples, shape ``[*batch, *shape]``."""
-        u = noise.uniform((*batch, *self.shape), self.low)
-        return self.low + (self.high - self.low) * u
+    def __getitem__(self, key: NestedKey) -> Any:
+        first, rest = _split(key)
+        found = self._specs[first]
+        if not rest:
+            return found
+        if not isinstance(found, Composite):
+            raise KeyError(key)
+        return found[rest]
 
-    def project(self, value: Tensor) -> Tensor:
-        """The nearest point of the box."""
-        return value.clamp(self.low, self.high)
+    def __contains__(self, key: NestedKey) -> bool:
+        return unravel_key(key) in self.keys(True)
 
-    def is_in(self, value: Tensor) -> bool:
-        return bool(((value >= self.low) & (value <= self.high)).all())
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
 
-    def to(self, dest: torch.device | str) -> Bounded:
-        return Bounded(self.low.to(dest), self.high.to(dest), self.shape, dtype=self.dtype)
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def keys(self, include_nested: bool = False, leaves_only: bool = False) -> list[NestedKey]:
+        """Names, the nested ones as tuples; ``leaves_only`` leaves out composites."""
+        found: list[NestedKey] = []
+        for name, spec in self._specs.items():
+            nested = isinstance(spec, Composite)
+            found += [] if nested and leaves_only else [name]
+            if isinstance(spec, Composite) and include_nested:
+                found += [unravel_key((name, k)) for k in spec.keys(True, leaves_only)]
+        return found
+
+    def items(self) -> list[tuple[str, TensorSpec | None]]:
+        return list(self._specs.items())
+
+    def _known(self) -> Iterator[tuple[str, TensorSpec]]:
+        return ((k, s) for k, s in self._specs.items() if s is not None)
+
+    def _gather(self, values: Mapping[str, Any], batch: Sequence[int]) -> TensorDict:
+        return TensorDict(dict(values), (*batch, *self.shape), device=self.device)
+
+    def rand(self, batch: Sequence[int] = ()) -> TensorDict:
+        """A TensorDict ``[*batch, *shape]`` of random elements; entries without spec are absent."""
+        return self._gather({k: s.rand(batch) for k, s in self._known()}, batch)
+
+    def zero(self, batch: Sequence[int] = ()) -> TensorDict:
+        return self._gather({k: s.zero(batch) for k, s in self._known()}, batch)
+
+    def project(self, value: TensorDictBase) -> TensorDictBase:
+        """A copy of ``value`` whose entries are projected, each by its spec."""
+        return value.copy().update({k: s.project(value.get(k)) for k, s in self._known()})
+
+    def is_in(self, value: TensorDictBase) -> bool:
+        """Whether every spec's entry is present and an element of it."""
+        present = set(value.keys())
+        return all(k in present and s.is_in(value.get(k)) for k, s in self._known())
+
+    def to(self, dest: torch.device | str) -> Composite:
+        moved = {k: None if s is None else s.to(dest) for k, s in self._specs.items()}
+        return Composite(moved, shape=self.shape, device=dest)
+
+    def clone(self) -> Composite:
+        """A composite of its own with the same specs."""
+        copies = {k: s.clone() if isinstance(s, Composite) else s for k, s in self._specs.items()}
+        return Composite(copies, shape=self.shape, device=self.device)
 
     def __repr__(self) -> str:
-        return f"Bounded(low={self.low.tolist()}, high={self.high.tolist()})"
+        return f"Composite({self._specs}, shape={tuple(self.shape)})"
+
+
+def _split(key: NestedKey) -> tuple[str, NestedKey]:
+    """The first name of a key, and the rest of it (empty when there is none)."""
+    key = unravel_key(key)
+    names = (key,) if isinstance(key, str) else tuple(map(str, key))
+    return names[0], names[1:]
+
+
+_SPACES = {
+    "one_hot": "one_hot",
+    "mult_one_hot": "mult_one_hot",
+    "multi_one_hot": "mult_one_hot",
+    "binary": "binary",
+    "categorical": "categorical",
+}
+_SPEC_SPACES = {
+    "OneHot": "one_hot",
+    "MultiOneHot": "mult_one_hot",
+    "Binary": "binary",
+    "Categorical": "categorical",
+}
+
+
+def action_space_of(space: object) -> str:
+    """One of "one_hot", "mult_one_hot", "binary" and "categorical".
+
+    Args:
+        space: its name (dashes are fine), or a discrete spec, ours or another library's of the
+            same name; a composite is looked into under "action".
+
+    Raises:
+        ValueError: when it is none of those.
+    """
+    found = None
+    if isinstance(space, str):
+        found = _SPACES.get(space.replace("-", "_"))
+    else:
+        if hasattr(space, "keys") and hasattr(space, "__getitem__"):
+            space = _action_of(space)
+        names = (cls.__name__ for cls in type(space).__mro__)
+        found = next((_SPEC_SPACES[n] for n in names if n in _SPEC_SPACES), None)
+    if found is None:
+        raise ValueError(
+            f"action_space {space!r} is no discrete action space: give one of "
+            f"{sorted(set(_SPACES.values()))} or a discrete spec"
+        )
+    return found
+
+
+def _action_of(spec: Any) -> object:
+    """The spec below "action", or below the first nested key that ends in it."""
+    if "action" in spec.keys():  # noqa: SIM118  (other libraries' composites do not all iterate)
+        return spec["action"]
+    nested = (k for k in spec.keys(True, True) if isinstance(k, tuple) and k[-1] == "action")
+    key = next(nested, None)
+    return None if key is None else spec[key]
 
 
 def bounds(spec: object, what: str = "action_spec") -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch import Tensor
 
 from rlobj.utils import weight_like
-from rlobj.value.base import Options, ValueEstimatorBase, in_grad_mode
+from rlobj.value.base import ValueEstimatorBase
 from rlobj.value.functional import (
     generalized_advantage_estimate,
     td0_return_estimate,
@@ -23,6 +23,7 @@ from rlobj.value.functional import (
     vtrace_advantage_estimate,
 )
 from rlobj.value.networks import entry
+from rlobj.value.options import Options, in_grad_mode
 
 __all__ = [
     "GAE",
@@ -308,13 +309,11 @@ class VTrace(ValueEstimatorBase):
         """As for every estimator; importance weights follow the loss's actor as it learns."""
         return super().for_loss(loss_module, actor_network=_ActorOf(loss_module), **hyperparams)
 
-    @property  # type: ignore[misc]
-    def in_keys(self) -> list[NestedKey]:
-        """Also what the actor reads, the action and its log-probability."""
+    def _also_read(self) -> list[NestedKey]:
         actor = self.actor_network
         action = getattr(actor, "dist_sample_keys", ["action"])
-        keys = [*super().in_keys, *actor.in_keys, *action, self.tensor_keys.sample_log_prob]
-        return list(dict.fromkeys(unravel_key(k) for k in keys))
+        keys = [*actor.in_keys, *action, self.tensor_keys.sample_log_prob]
+        return [unravel_key(k) for k in keys]
 
     def _estimate(
         self, tensordict: TensorDictBase, value: Tensor, next_value: Tensor, time_dim: int
@@ -355,5 +354,5 @@ class _ActorOf:
         return [self.loss.tensor_keys.action]
 
     def log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        dist = self.loss.distribution(tensordict, detach=True)
+        dist = self.loss.distribution(tensordict)
         return dist.log_prob(tensordict.get(self.loss.tensor_keys.action))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
@@ -16,40 +13,9 @@ from torch import Tensor, nn
 
 from rlobj.utils import weight_like
 from rlobj.value.networks import Chunks, Fused, call, entry, standardize
+from rlobj.value.options import in_grad_mode
 
 _NO_VALUE = "fill it, give next_value, or build the estimator with a value_network"
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments that every estimator takes; see :class:`ValueEstimatorBase`."""
-
-    value_network: nn.Module | None
-    shifted: bool
-    differentiable: bool
-    skip_existing: bool | None
-    advantage_key: NestedKey | None
-    value_target_key: NestedKey | None
-    value_key: NestedKey | None
-    device: torch.device | str | None
-    deactivate_vmap: bool
-    value_chunk_size: int | None
-    num_chunks: int | None
-    num_chunk: int | None
-    value_chunk_dim: int
-    shifted_budget: int
-    group_key: NestedKey | None
-
-
-def in_grad_mode(method: Callable) -> Callable:
-    """Run an estimator's method without gradients unless it is ``differentiable``; an outer
-    ``no_grad`` holds in any case."""
-
-    @functools.wraps(method)
-    def wrapper(self: ValueEstimatorBase, *args: Any, **kwargs: Any) -> Any:
-        with nullcontext() if self.differentiable else torch.no_grad():
-            return method(self, *args, **kwargs)
-
-    return wrapper
 
 
 class ValueEstimatorBase(TensorDictModuleBase):
@@ -143,7 +109,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
         self.deactivate_vmap, self.vmap_randomness = deactivate_vmap, "error"
         number = num_chunk if num_chunks is None else num_chunks
         self.chunks = Chunks(value_chunk_size, number, value_chunk_dim)
-        self.group_key, self.device = group_key, device
+        self.group_key, self._device = group_key, device
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
 
@@ -196,7 +162,12 @@ class ValueEstimatorBase(TensorDictModuleBase):
         keys, net = self.tensor_keys, self.value_network
         observed = list(getattr(net, "in_keys", ()))
         after = (keys.reward, keys.done, keys.terminated, *observed)
-        return [*observed, *(unravel_key(("next", k)) for k in after)]
+        named = [*observed, *(unravel_key(("next", k)) for k in after)]
+        return list(dict.fromkeys([*named, *self._also_read()]))
+
+    def _also_read(self) -> list[NestedKey]:
+        """What a subclass reads besides."""
+        return []
 
     # ------------------------------------------------------- the batch's parts
 
@@ -217,7 +188,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
 
     def _hold(self, name: str, value: float | Tensor) -> None:
         dtype = torch.get_default_dtype()
-        held = torch.as_tensor(value, dtype=dtype, device=self.device).detach().clone()
+        held = torch.as_tensor(value, dtype=dtype, device=self._device).detach().clone()
         self.register_buffer(name, held)
 
     def _next(self, tensordict: TensorDictBase, name: str) -> Tensor:
@@ -363,24 +334,23 @@ class ValueEstimatorBase(TensorDictModuleBase):
             ValueError: when an entry is missing.
         """
         keys, time = self.tensor_keys, self._time_axis(tensordict, time_dim)
-        data, valid = tensordict, None
-        if self.shifted and self.value_network is not None:
-            if target_params is not None:
-                raise RuntimeError("shifted=True computes V(s) and V(s') with the same parameters")
+        shifted = self.shifted and self.value_network is not None
+        if not shifted:
+            after = params if target_params is None else target_params
+            value = self._value(tensordict, params)
+            next_value = self._next_value(tensordict, after, None)
+            advantage, target = self._estimate(tensordict, value, next_value, time)
+        elif target_params is None:
             value, next_value, valid = self._both_at_once(tensordict, params, time)
             data = self._cut_after(tensordict, valid, time)
+            estimates = self._estimate(data, value, next_value, time)
+            advantage, target = (x.where(weight_like(valid, x), 0.0) for x in estimates)
             tensordict.set("shifted_valid", valid)
         else:
-            value = self._value(tensordict, params)
-            after = params if target_params is None else target_params
-            next_value = self._next_value(tensordict, after, None)
-        advantage, target = self._estimate(data, value, next_value, time)
-        if valid is not None:
-            kept = weight_like(valid, target)
-            advantage, target = advantage.where(kept, 0.0), target.where(kept, 0.0)
+            raise RuntimeError("shifted=True computes V(s) and V(s') with the same parameters")
         if self.average_advantage:
-            group = self._group(tensordict)
-            advantage = standardize(advantage, self.advantage_eps, valid, group)
+            counted, group = valid if shifted else None, self._group(tensordict)
+            advantage = standardize(advantage, self.advantage_eps, counted, group)
         tensordict.set(keys.advantage, advantage).set(keys.value_target, target)
         return tensordict.set(keys.value, value).set(("next", keys.value), next_value)
 

@@ -314,9 +314,6 @@ def vtrace_advantage_estimate(
             the one that acted, in the shape of the rewards.
         rho_thresh, c_thresh: the paper's rho-bar (which policy the values belong to) and c-bar
             (how far corrections travel); it assumes rho-bar >= c-bar.
-
-    Raises:
-        RuntimeError: when shapes differ.
     """
     terminated = done if terminated is None else terminated
     batch = (log_pi, log_mu, state_value, next_state_value, reward, done, terminated)
@@ -325,8 +322,7 @@ def vtrace_advantage_estimate(
     log_pi, log_mu, v, v2, r, end, last = (x.movedim(time_dim, 0) for x in batch)
     ratio, discount = (log_pi - log_mu).exp(), gamma * alive(last, v2)
     rho, c = ratio.clamp(max=rho_thresh), ratio.clamp(max=c_thresh)
-    delta = rho * (r + discount * v2 - v)
-    target = v + parallel(gamma * c * alive(end, v2), delta)
+    target = v + parallel(gamma * c * alive(end, v2), rho * (r + discount * v2 - v))
     onward = runs_on(end, v2).bool()
     after = torch.where(onward, torch.cat([target[1:], target[:1]]), v2)
     advantage = rho * (r + discount * after - v)

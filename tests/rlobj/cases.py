@@ -10,12 +10,31 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torch.distributions import OneHotCategorical
 
-from rlobj import BCLoss, CQLLoss, DTLoss, IQLLoss, LossModule, SACLoss, TD3BCLoss, noise
+from rlobj import (
+    AWACLoss,
+    BCLoss,
+    CQLLoss,
+    DDPGLoss,
+    DiscreteSACLoss,
+    DTLoss,
+    EDACLoss,
+    IQLLoss,
+    LossModule,
+    ReBRACLoss,
+    REDQLoss,
+    SACLoss,
+    TD3BCLoss,
+    TD3Loss,
+    noise,
+)
 from rlobj.modules import Actor, IndependentNormal, ProbabilisticActor, TanhNormal, ValueOperator
 from rlobj.specs import Bounded
+from tests.rlobj import discrete
 
 OBS, ACT, N, STEPS = 3, 2, 5, 4
+ACTIONS = 3
 LOW, HIGH = (-1.0, -2.0), (1.0, 0.5)
 
 
@@ -77,6 +96,20 @@ def value(out: str = "state_value") -> ValueOperator:
     return ValueOperator(nn.Linear(OBS, 1), out_keys=[out])
 
 
+def categorical() -> ProbabilisticActor:
+    """A policy over ACTIONS actions, taken as one-hot vectors."""
+    return ProbabilisticActor(
+        TensorDictModule(nn.Linear(OBS, ACTIONS), in_keys=["observation"], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=OneHotCategorical,
+        distribution_kwargs={"validate_args": False},
+    )
+
+
+def action_values() -> ValueOperator:
+    return ValueOperator(nn.Linear(OBS, ACTIONS), out_keys=["action_value"])
+
+
 def window() -> Actor:
     return Actor(Window(), in_keys=["observation", "action", "return_to_go"])
 
@@ -88,20 +121,36 @@ CASES: dict[str, Callable[..., LossModule]] = {
     "iql": lambda **kw: IQLLoss(stochastic(), critic(), value(), expectile=0.8, **kw),
     "sac": lambda **kw: SACLoss(stochastic(), critic(), **kw),
     "sac_delayed": lambda **kw: SACLoss(stochastic(), critic(), delay_actor=True, **kw),
+    "sac_v1": lambda **kw: SACLoss(stochastic(), critic(), value(), **kw),
+    "discrete_sac": lambda **kw: DiscreteSACLoss(
+        categorical(), action_values(), num_actions=ACTIONS, **kw
+    ),
+    "redq": lambda **kw: REDQLoss(stochastic(), critic(), **{"num_qvalue_nets": 3, **kw}),
+    "edac": lambda **kw: EDACLoss(stochastic(), critic(), **{"num_qvalue_nets": 3, **kw}),
+    "awac": lambda **kw: AWACLoss(stochastic(), critic(), **kw),
+    "ddpg": lambda **kw: DDPGLoss(deterministic(), critic(), **kw),
+    "td3": lambda **kw: TD3Loss(deterministic(), critic(), **{"action_spec": spec(), **kw}),
+    "rebrac": lambda **kw: ReBRACLoss(deterministic(), critic(), **{"action_spec": spec(), **kw}),
     "cql": lambda **kw: CQLLoss(stochastic(), critic(), num_random=3, **kw),
     "cql_lagrange": lambda **kw: CQLLoss(
         stochastic(), critic(), num_random=3, with_lagrange=True, max_q_backup=True, **kw
     ),
     "dt": lambda **kw: DTLoss(window(), **kw),
+    **discrete.DISCRETE,
 }
-ENSEMBLES = ("td3_bc", "iql", "sac", "sac_delayed", "cql", "cql_lagrange")
+ENSEMBLES = (
+    *("td3_bc", "iql", "sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange"),
+    *("discrete_sac", "redq", "edac", "awac", "td3", "rebrac"),
+)
+BOOTSTRAPPING = (*ENSEMBLES, "ddpg")
 
 
 def perturb(loss: LossModule, seed: int = 1) -> LossModule:
     """Random parameters, different in the targets, and no warning about targets."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in loss.tensors().items():
-        if "network_params" in name or name.startswith("log_alpha"):
+        fixed = name.endswith(".support")
+        if ("network_params" in name and not fixed) or name.startswith("log_alpha"):
             tensor.data.copy_(0.6 * torch.randn(tensor.shape, generator=generator))
     loss.mark_updated()
     return loss
@@ -142,7 +191,19 @@ def windows(seed: int = 0) -> TensorDict:
 
 
 def batch_for(name: str, seed: int = 0) -> TensorDict:
-    return windows(seed) if name == "dt" else batch(seed)
+    if name in discrete.DISCRETE:
+        return discrete.batch(discrete.SPACE_OF.get(name, "one_hot"), seed)
+    if name == "dt":
+        return windows(seed)
+    data, generator = batch(seed), torch.Generator().manual_seed(seed + 100)
+    if name == "discrete_sac":
+        chosen = torch.randint(ACTIONS, (N,), generator=generator)
+        data["action"] = nn.functional.one_hot(chosen, ACTIONS)
+    if name == "rebrac":
+        low, high = torch.tensor(LOW), torch.tensor(HIGH)
+        u = torch.rand(N, ACT, generator=generator)
+        data["next", "action"] = low + (high - low) * u
+    return data
 
 
 def tape_for(loss: LossModule, data: TensorDict, seed: int = 0) -> list[Tensor]:

@@ -10,8 +10,16 @@ from torch import Tensor
 
 import rlobj
 from rlobj import CQLLoss, IQLLoss, LossModule, SACLoss, TD3BCLoss
-from tests.rlobj import cases
-from tests.rlobj.cases import CASES, ENSEMBLES, assert_close, batch_for, build, tape_for, taped
+from tests.rlobj import cases, discrete
+from tests.rlobj.cases import (
+    BOOTSTRAPPING,
+    CASES,
+    assert_close,
+    batch_for,
+    build,
+    tape_for,
+    taped,
+)
 
 BOOTSTRAP = [("next", k) for k in ("observation", "reward", "done", "terminated")]
 OFFLINE = {"observation", "action", *BOOTSTRAP}
@@ -19,42 +27,89 @@ IN_KEYS = {
     "bc": {"observation", "action"},
     "bc_l2": {"observation", "action"},
     "dt": {"observation", "action", "return_to_go"},
+    "ddpg": {*OFFLINE, ("next", "action"), "priority_weight"},
+    "redq": {*OFFLINE, "action_log_prob"},
+    "rebrac": {*OFFLINE, ("next", "action")},
+}
+# done is for other value estimators, and it stands in for terminated
+FLAGS = {("next", "done"), ("next", "terminated")}
+NOT_NEEDED = {  # declared as upstream declares them
+    "ddpg": {("next", "action"), "priority_weight"},
+    "redq": {"action_log_prob"},
 }
 SAC_OUT = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy"]
 CQL_OUT = ["loss_actor", "loss_actor_bc", "loss_qvalue", "loss_cql", "loss_alpha", *SAC_OUT[3:]]
-TD3_INFO = ["bc_loss", "lmbd", "pred_value", "state_action_value_actor", "next_state_value"]
+TD3_INFO = ["pred_value", "state_action_value_actor", "next_state_value", "target_value"]
+TD3_BC_OUT = ["loss_actor", "loss_qvalue", "bc_loss", "lmbd", *TD3_INFO]
+REDQ_INFO = ["state_action_value_actor", "action_log_prob_actor", "next.state_value"]
+DDPG_INFO = ["pred_value", "target_value", "pred_value_max", "target_value_max"]
 OUT_KEYS = {
     "bc": ["loss_bc"],
     "bc_l2": ["loss_bc"],
-    "td3_bc": ["loss_actor", "loss_qvalue", *TD3_INFO, "target_value"],
+    "td3_bc": TD3_BC_OUT,
+    "rebrac": TD3_BC_OUT,
+    "td3": ["loss_actor", "loss_qvalue", *TD3_INFO],
+    "ddpg": ["loss_actor", "loss_value", *DDPG_INFO],
+    "awac": ["loss_actor", "loss_qvalue", "entropy"],
+    "sac_v1": [*SAC_OUT, "loss_value"],
+    "discrete_sac": SAC_OUT,
+    "redq": [*SAC_OUT, *REDQ_INFO, "target_value"],
+    "edac": ["loss_actor", "loss_qvalue", "loss_diversity", *SAC_OUT[2:]],
     "iql": ["loss_actor", "loss_qvalue", "loss_value", "entropy"],
     "sac": SAC_OUT,
     "sac_delayed": SAC_OUT,
     "cql": CQL_OUT,
     "cql_lagrange": [*CQL_OUT, "loss_alpha_prime"],
     "dt": ["loss"],
+    **discrete.OUT_KEYS,
 }
 GAUSSIAN = {"actor_network_params.module.0.module.0": (2 * cases.ACT, cases.OBS)}
 LINEAR_ACTOR = {"actor_network_params.module": (cases.ACT, cases.OBS)}
-CRITICS = {f"{p}qvalue_network_params.module.linear": (2, 1, 5) for p in ("", "target_")}
+
+
+def delayed(layers: dict[str, tuple]) -> dict[str, tuple]:
+    return {f"{p}{k}": v for p in ("", "target_") for k, v in layers.items()}
+
+
+CRITICS, THREE = (delayed({"qvalue_network_params.module.linear": (n, 1, 5)}) for n in (2, 3))
 TEMPERATURE = {"log_alpha": (), "alpha_init": ()}
+BOX = {"max_action": (2,), "min_action": (2,)}
 LAYERS = {
     "bc": GAUSSIAN,
     "bc_l2": LINEAR_ACTOR,
-    "td3_bc": {**LINEAR_ACTOR, **{f"target_{k}": v for k, v in LINEAR_ACTOR.items()}, **CRITICS},
+    "td3_bc": {**delayed(LINEAR_ACTOR), **CRITICS},
+    "td3": {**delayed(LINEAR_ACTOR), **CRITICS},
+    "rebrac": {**delayed(LINEAR_ACTOR), **CRITICS},
+    "ddpg": {**LINEAR_ACTOR, **delayed({"value_network_params.module.linear": (1, 5)})},
+    "awac": {**GAUSSIAN, **CRITICS},
+    "sac_v1": {**GAUSSIAN, **CRITICS, **delayed({"value_network_params.module": (1, cases.OBS)})},
+    "discrete_sac": {
+        "actor_network_params.module.0.module": (3, 3),
+        **delayed({"qvalue_network_params.module": (2, 3, 3)}),
+    },
+    "redq": {**GAUSSIAN, **THREE},
+    "edac": {**GAUSSIAN, **THREE},
     "iql": {**GAUSSIAN, **CRITICS, "value_network_params.module": (1, cases.OBS)},
     "sac": {**GAUSSIAN, **CRITICS},
-    "sac_delayed": {**GAUSSIAN, **{f"target_{k}": v for k, v in GAUSSIAN.items()}, **CRITICS},
+    "sac_delayed": {**delayed(GAUSSIAN), **CRITICS},
     "cql": {**GAUSSIAN, **CRITICS},
     "cql_lagrange": {**GAUSSIAN, **CRITICS},
     "dt": {"actor_network_params.module.lin": (cases.ACT, 6)},
+    **discrete.LAYERS,
 }
 OTHERS = {
-    "td3_bc": {"max_action": (2,), "min_action": (2,)},
+    "td3_bc": BOX,
+    "td3": BOX,
+    "rebrac": {**BOX, "actor_bc_coeff": (), "critic_bc_coeff": ()},
+    "sac_v1": {**TEMPERATURE, "_target_entropy": ()},
+    "discrete_sac": {**TEMPERATURE, "target_entropy": ()},
+    "redq": {**TEMPERATURE, "min_log_alpha": (), "max_log_alpha": ()},
+    "edac": {**TEMPERATURE, "_target_entropy": ()},
     "sac": {**TEMPERATURE, "_target_entropy": ()},
     "sac_delayed": {**TEMPERATURE, "_target_entropy": ()},
     "cql": {**TEMPERATURE, "target_entropy_buffer": ()},
     "cql_lagrange": {**TEMPERATURE, "target_entropy_buffer": (), "log_alpha_prime": ()},
+    **discrete.OTHERS,
 }
 each_loss = pytest.mark.parametrize("name", CASES)
 
@@ -88,10 +143,10 @@ def test_keys(name: str) -> None:
 @each_loss
 def test_in_keys_suffice_and_are_needed(name: str) -> None:
     loss, data = build(name), batch_for(name)
-    needed = data.select(*loss.in_keys)
+    needed = data.select(*loss.in_keys, strict=False)
     tape = tape_for(loss, data)
     same(computed(loss, needed, tape), computed(loss, data, tape))
-    for key in set(loss.in_keys) - {("next", "done")}:  # done is for other value estimators
+    for key in set(loss.in_keys) - FLAGS - NOT_NEEDED.get(name, set()):
         with pytest.raises((KeyError, AttributeError, TypeError, ValueError)):
             loss(data.exclude(key))
 
@@ -111,7 +166,7 @@ def test_in_keys_of_a_critic_that_sees_more() -> None:
 def test_keywords_and_selection(name: str) -> None:
     loss, data = build(name), batch_for(name)
     tape, given = tape_for(loss, data), {}
-    for key in loss.in_keys:
+    for key in (k for k in loss.in_keys if k in data.keys(True)):
         given["_".join(key) if isinstance(key, tuple) else key] = data[key]
     by_name, expected = taped(tape, lambda: loss(**given)), computed(loss, data, tape)
     by_name = by_name if isinstance(by_name, tuple) else (by_name,)
@@ -122,9 +177,9 @@ def test_keywords_and_selection(name: str) -> None:
     assert_close(taped(tape, lambda: loss(**given)), expected[first].detach())
 
 
-@pytest.mark.parametrize("name", ENSEMBLES)
+@pytest.mark.parametrize("name", BOOTSTRAPPING)
 def test_renamed_entries(name: str) -> None:
-    loss, data = build(name), cases.batch()
+    loss, data = build(name), batch_for(name)
     tape = tape_for(loss, data)
     expected = computed(loss, data, tape)
     loss.set_keys(reward="pay", terminated=("flags", "over"), done="stop", priority="urgency")
@@ -136,7 +191,7 @@ def test_renamed_entries(name: str) -> None:
     assert data["urgency"].shape == (cases.N, 1)
     assert "td_error" not in data
     loss.set_keys(reward=None, terminated=None, done=None)
-    assert set(loss.in_keys) == OFFLINE
+    assert set(loss.in_keys) == IN_KEYS.get(name, OFFLINE)
     assert loss.value_estimator.tensor_keys.reward == "reward"
 
 
@@ -223,7 +278,8 @@ def test_masked_entries_do_not_count(name: str, where: str, column: bool) -> Non
         for key in (k for k in OUT_KEYS[name] if k.startswith("loss")):
             assert_close(out[key], alone[key].detach() * scale)
     loss.loss_mask_key = None
-    same(computed(loss, data, tape), computed(loss, data.select(*loss.in_keys), tape))
+    bare = data.select(*loss.in_keys, strict=False)
+    same(computed(loss, data, tape), computed(loss, bare, tape))
 
 
 def alone_size(name: str, keep: Tensor) -> int:
@@ -232,7 +288,9 @@ def alone_size(name: str, keep: Tensor) -> int:
 
 
 def _of(keep: Tensor, noise: Tensor) -> Tensor:
-    """Noise [*samples, *batch, a] of the kept entries."""
+    """Noise [*samples, *batch, a] of the kept entries; noise that is no sample's stays."""
+    if noise.ndim == keep.ndim:
+        return noise
     lead = noise.ndim - keep.ndim - 1
     return noise[(slice(None),) * lead + (keep,)]
 
@@ -245,7 +303,8 @@ def test_priority_weights(name: str) -> None:
     each = computed(losses["none"], data, tape)
     plain = computed(losses["mean"], data, tape)
     data["priority_weight"] = weight.unsqueeze(-1)
-    weighs = name in ("sac", "sac_delayed", "td3_bc")
+    mine = ("bc", "bc_l2", "dt", "iql", "cql", "cql_lagrange", "redq")
+    weighs = name in discrete.WEIGHS or name not in (*mine, *discrete.DISCRETE)
     for reduction, loss in losses.items():
         assert bool(loss.use_prioritized_weights) == weighs
         out = computed(loss, data, tape)
@@ -273,7 +332,7 @@ def test_state_dict(name: str) -> None:
         expected |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:-1]}
     assert {k: tuple(v.shape) for k, v in loss.state_dict().items()} == expected
     tape = tape_for(loss, data)
-    if loss.value_type is not None:
+    if loss.value_type is not None and name not in discrete.OTHERS:  # C51 has no estimator
         expected["_value_estimator.gamma"] = ()
     assert set(loss.state_dict()) == set(expected)
     fresh = CASES[name]()
@@ -287,7 +346,8 @@ def test_state_dict(name: str) -> None:
 def test_parameters_are_the_online_networks(name: str) -> None:
     trained = {k for k, _ in build(name).named_parameters()}
     names = {k for k in build(name).state_dict() if "_network_params." in k}
-    expected = {k for k in names if not k.startswith("target_")}
+    expected = {k for k in names if not k.startswith("target_") and not k.endswith(".support")}
     assert trained - {"log_alpha", "log_alpha_prime"} == expected
-    assert ("log_alpha" in trained) == name.startswith(("sac", "cql"))
+    entropic = name.startswith(("sac", "cql", "redq", "edac", "discrete_sac"))
+    assert ("log_alpha" in trained) == entropic
     assert {unravel_key(k) for k in trained} == trained

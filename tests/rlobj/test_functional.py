@@ -8,6 +8,7 @@ from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from rlobj import (
     BCLoss,
@@ -24,7 +25,10 @@ from rlobj.modules import Actor, Dropout, ProbabilisticActor, TanhNormal, ValueO
 from tests.rlobj import cases
 from tests.rlobj.cases import CASES, ENSEMBLES, assert_close, batch_for, build, tape_for, taped
 
-STOCHASTIC = ("sac", "sac_delayed", "cql", "cql_lagrange", "td3_bc")
+STOCHASTIC = (
+    *("sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange", "redq", "edac", "awac"),
+    *("td3_bc", "td3", "rebrac"),
+)
 each_loss = pytest.mark.parametrize("name", CASES)
 
 
@@ -74,7 +78,9 @@ def test_input_keeps_its_entries(name: str) -> None:
     before = data.clone()
     loss(data)
     added = set(data.keys()) - set(before.keys())
-    assert added == ({"td_error"} if name in ENSEMBLES else set())
+    named = {"td_error"} if hasattr(loss.tensor_keys, "priority") else set()
+    named |= {"pred_val"} if hasattr(loss.tensor_keys, "pred_val") else set()  # as upstream
+    assert added == named
     assert (data.select(*before.keys()) == before).all()
 
 
@@ -164,15 +170,41 @@ def test_vmap_over_seeds_equals_a_loop(name: str) -> None:
             assert_close(grad[i], slope)
 
 
+@each_loss
+def test_traces_without_looking_at_values(name: str) -> None:
+    """One traced program serves other parameters, another batch and other noise."""
+    loss = build(name)
+
+    example = batch_for(name)
+    names, keys, shape = list(loss.tensors()), list(example.keys(True, True)), example.shape
+
+    def one(bound: list[Tensor], entries: list[Tensor], tape: list[Tensor]) -> Tensor:
+        data = TensorDict(dict(zip(keys, entries, strict=True)), shape)
+        with loss.bind(dict(zip(names, bound, strict=True))):
+            return losses_of(taped(tape, loss, data))
+
+    runs = []
+    for seed in (2, 3):
+        data, held = batch_for(name, seed=seed), cases.perturb(CASES[name](), seed=seed).tensors()
+        bound, entries = [held[k].detach() for k in names], [data[k] for k in keys]
+        runs.append((bound, entries, tape_for(loss, data, seed=seed)))
+    with torch.no_grad():
+        program = make_fx(one)(*runs[0])
+        for run in runs:
+            assert_close(program(*run), one(*run))
+
+
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_targets_and_frozen_networks_pass_no_gradient_to_parameters(name: str) -> None:
-    loss, data = build(name), cases.batch()
+    loss, data = build(name), batch_for(name)
     with loss.bind(cases.leaves(loss)):
         for target, detach in ((True, False), (False, True), (True, True), (False, False)):
             q = loss.run_network("qvalue_network", data, target=target, detach=detach)
-            assert q["state_action_value"].requires_grad != (target or detach)
-            if name != "td3_bc":
-                mean = loss.distribution(data, target=target, detach=detach).loc
+            (values,) = q.values()
+            assert values.requires_grad != (target or detach)
+            if not hasattr(loss, "min_action"):  # the actor is stochastic
+                mean = loss.distribution(data, target=target, detach=detach)
+                mean = mean.logits if name == "discrete_sac" else mean.loc
                 assert mean.requires_grad != (target or detach)
         target = loss.bootstrap(data, torch.ones(cases.N, requires_grad=True))
         assert not target.requires_grad

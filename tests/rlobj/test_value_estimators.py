@@ -66,6 +66,8 @@ def gae(net: ValueOperator, data: TensorDict) -> tuple[Tensor, Tensor]:
 
 def vtrace(net: ValueOperator, data: TensorDict) -> tuple[Tensor, Tensor]:
     log_pi = actor().log_prob(data.clone()).detach().unsqueeze(-1)
+    ratio = (log_pi - data["action_log_prob"].unsqueeze(-1)).exp()
+    assert all(r.any() for r in (ratio < 0.9, (ratio > 0.9) & (ratio < 1.3), ratio > 1.3))
     batch = (log_pi, data["action_log_prob"].unsqueeze(-1), *values(net, data), *parts(data))
     slow = slow_vtrace(1.3, 0.9)
     advantage, target = (
@@ -210,6 +212,20 @@ def test_td0_is_bit_exact() -> None:
     assert reward.dtype == after.dtype == torch.float32
     found = TD0Estimator(gamma=0.99).value_estimate(data, next_value=after)
     assert torch.equal(found, reward + torch.tensor(0.99) * (~end).to(torch.float32) * after)
+
+
+def test_vectorized_chooses_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms give the same numbers, so what runs shows only where one of them is broken."""
+
+    def broken(*args: object) -> Tensor:
+        raise AssertionError("called")
+
+    monkeypatch.setattr(F, "parallel", broken)
+    for name in ("tdlambda", "gae", "magae"):
+        for given in ({}, {"vectorized": True}, {"vectorized": None} if name != "tdlambda" else {}):
+            with pytest.raises(AssertionError, match="called"):
+                build(name, **given)(rollout())
+        assert "advantage" in build(name, vectorized=False)(rollout())
 
 
 @each_case

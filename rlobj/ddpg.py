@@ -1,0 +1,110 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2015, arXiv:1509.02971)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
+from torch import Tensor, nn
+
+from rlobj._arguments import refuse
+from rlobj.common import LossModule
+from rlobj.utils import ValueEstimators, distance_loss
+
+
+class DDPGLoss(LossModule):
+    """A deterministic actor that climbs one critic.
+
+    Args:
+        actor_network: deterministic actor; what it writes, the critic reads.
+        value_network: Q(s, a).
+        loss_function: "l1", "l2" or "smooth_l1" for the critic.
+        delay_actor, delay_value: keep delayed target parameters. The paper delays both.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        state_action_value: NestedKey = "state_action_value"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        priority_weight: NestedKey = "priority_weight"
+
+    default_value_estimator = ValueEstimators.TD0
+    out_keys = [
+        "loss_actor",
+        "loss_value",
+        "pred_value",
+        "target_value",
+        "pred_value_max",
+        "target_value_max",
+    ]
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        value_network: nn.Module,
+        *,
+        loss_function: str = "l2",
+        delay_actor: bool = False,
+        delay_value: bool = True,
+        gamma: float | None = None,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+        use_prioritized_weights: bool | str = "auto",
+    ) -> None:
+        refuse(gamma=gamma)
+        super().__init__(reduction=reduction)
+        self.use_prioritized_weights = use_prioritized_weights
+        self.loss_function = loss_function
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
+        self.convert_to_functional(
+            value_network,
+            "value_network",
+            create_target_params=delay_value,
+            compare_against=list(actor_network.parameters()) if separate_losses else None,
+        )
+
+    def _also_read(self) -> list[NestedKey]:
+        return [self.tensor_keys.priority_weight]
+
+    def _acted(self, tensordict: TensorDictBase, target: bool = False) -> TensorDictBase:
+        """A copy of the batch with the actor's outputs in the place of the data's."""
+        out = self.run_network("actor_network", tensordict, target=target)
+        return tensordict.copy().update(out)
+
+    def _value(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
+        out = self.run_network("value_network", tensordict, **which)
+        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+
+    def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``-Q(s, pi(s))`` per sample (eq. 6)."""
+        return -self._value(self._acted(tensordict), detach=True), {}
+
+    def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bellman error against ``r + gamma Q'(s', pi'(s'))`` per sample (eq. 4 and 5)."""
+        with torch.no_grad():
+            after = self._acted(tensordict.get("next"), target=True)
+            target = self.bootstrap(tensordict, self._value(after, target=True))
+        value = self._value(tensordict)
+        held = value.detach()
+        info = {
+            "td_error": (held - target).pow(2),
+            "pred_value": held,
+            "target_value": target,
+            "pred_value_max": held.max(),
+            "target_value_max": target.max(),
+        }
+        return distance_loss(value, target, self.loss_function), info
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._warn_if_targets_stand_still()
+        value, info = self.loss_value(tensordict)
+        actor, _ = self.loss_actor(tensordict)
+        tensordict.set(self.tensor_keys.priority, info.pop("td_error").unsqueeze(-1))
+        return self.output({"loss_actor": actor, "loss_value": value}, info, tensordict)

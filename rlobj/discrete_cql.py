@@ -1,0 +1,118 @@
+"""Conservative Q-learning over discrete actions (Kumar et al. 2020, arXiv:2006.04779)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import dispatch
+from torch import Tensor, nn
+
+from rlobj.dqn import QValueLoss, refuse_gamma
+from rlobj.specs import TensorSpec
+from rlobj.utils import distance_loss
+
+
+def soft_maximum(values: Tensor, action_space: str, widths: int | Sequence[int] | None) -> Tensor:
+    """``log sum_a exp Q(s, a)`` over all actions, ``[*batch]`` from ``[*batch, n]``.
+
+    The value of a composed action is a sum, so the logarithm is one too: over its choices
+    ("mult_one_hot", as wide as ``widths`` says) or its switches ("binary").
+    """
+    if action_space == "binary":
+        return F.softplus(values).sum(-1)
+    if action_space != "mult_one_hot":
+        return values.logsumexp(-1)
+    parts = values.split(widths if isinstance(widths, int) else list(widths or ()), -1)
+    return torch.stack([p.logsumexp(-1) for p in parts]).sum(0)
+
+
+class DiscreteCQLLoss(QValueLoss):
+    """DQN with the conservative penalty of CQL(H), the exact one: actions can be enumerated.
+
+    The paper's objective is ``loss_qvalue + alpha * loss_cql``; alpha is the caller's.
+
+    Args:
+        value_network: as in :class:`~rlobj.DQNLoss`.
+        loss_function: "l1", "l2" or "smooth_l1".
+        delay_value: keep delayed target parameters.
+        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec; by default the
+            network's.
+
+    Raises:
+        ValueError: when the action space is unknown or not the network's, or is "mult_one_hot"
+            and the network does not say how wide its choices are.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        value_target: NestedKey = "value_target"
+        value: NestedKey = "chosen_action_value"
+        action_value: NestedKey = "action_value"
+        action: NestedKey = "action"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        pred_val: NestedKey = "pred_val"
+
+    out_keys = ["loss_qvalue", "loss_cql"]
+
+    def __init__(
+        self,
+        value_network: nn.Module,
+        *,
+        loss_function: str = "l2",
+        delay_value: bool = True,
+        gamma: float | None = None,
+        action_space: str | TensorSpec | None = None,
+        reduction: str | None = None,
+    ) -> None:
+        refuse_gamma(gamma)
+        super().__init__(reduction=reduction)
+        self.loss_function = loss_function
+        self._init_network(value_network, delay_value, action_space)
+        self._widths = getattr(self.value_network, "var_nums", None)
+        if self.action_space == "mult_one_hot" and self._widths is None:
+            raise ValueError("mult_one_hot actions need a QValueActor with a MultiOneHot spec")
+
+    def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Half the distance between Q(s, a) and ``r + gamma max_a' Q'(s', a')`` per sample, the
+        second term of eq. 4."""
+        return self._value_loss(self._scores(tensordict), tensordict)
+
+    def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``log sum_a exp Q(s, a) - Q(s, a_data)`` per sample, the first term of eq. 4."""
+        return self._cql_loss(self._scores(tensordict), tensordict), {}
+
+    def _value_loss(
+        self, scores: Tensor, tensordict: TensorDictBase
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            target = self.bootstrap(tensordict, self._next_value(tensordict))
+        q = self._of_data(scores, tensordict)
+        info = {"td_error": (q - target).detach().pow(2), "pred_value": scores.detach()}
+        loss = 0.5 * distance_loss(q, target, self.loss_function)
+        return loss, {**info, "target_value": target}
+
+    def _cql_loss(self, scores: Tensor, tensordict: TensorDictBase) -> Tensor:
+        soft = soft_maximum(scores, self.action_space, self._widths)
+        return soft - self._of_data(scores, tensordict)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._warn_if_targets_stand_still()
+        scores = self._scores(tensordict)
+        loss, info = self._value_loss(scores, tensordict)
+        penalty = self._cql_loss(scores, tensordict)
+        tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
+        tensordict.set(self.tensor_keys.pred_val, info["pred_value"])
+        return TensorDict(
+            {
+                "loss_qvalue": self.reduce(loss, tensordict),
+                "loss_cql": self.reduce(penalty, tensordict),
+            }
+        )

@@ -1,0 +1,165 @@
+"""Soft actor-critic for discrete actions (Christodoulou 2019, arXiv:1910.07207)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
+from torch import Tensor, nn
+
+from rlobj._arguments import refuse
+from rlobj.entropy import EntropyLoss
+from rlobj.utils import ValueEstimators, distance_loss
+
+_ONE_HOT, _CATEGORICAL = ("one-hot", "one_hot"), ("categorical",)
+
+
+class DiscreteSACLoss(EntropyLoss):
+    """Soft actor-critic whose expectations over actions are sums.
+
+    Args:
+        actor_network: stochastic actor over ``n`` actions; its distribution has ``logits``.
+        qvalue_network: Q(s, .), ``[*batch, n]`` under ``action_value``; one module (copied
+            ``num_qvalue_nets`` times) or a list.
+        action_space: "one-hot" (actions ``[*batch, n]``) or "categorical" (``[*batch]`` or
+            ``[*batch, 1]``), or a spec whose class name says it. None is "one-hot".
+        num_actions: ``n``, for ``target_entropy="auto"``; a spec of actions with ``n`` will do.
+        target_entropy: a number, or "auto", ``target_entropy_weight * log(n)``.
+        skip_done_states: the value of a terminal state is 0 whatever the networks say there.
+
+    Raises:
+        ValueError: on an unknown action space, or where ``n`` is needed and unknown.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        action: NestedKey = "action"
+        value: NestedKey = "state_value"
+        action_value: NestedKey = "action_value"
+        priority: NestedKey = "td_error"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        log_prob: NestedKey = "log_prob"
+        priority_weight: NestedKey = "priority_weight"
+
+    default_value_estimator = ValueEstimators.TD0
+    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", "alpha", "entropy"]
+
+    def __init__(
+        self,
+        actor_network: nn.Module,
+        qvalue_network: nn.Module | Sequence[nn.Module],
+        *,
+        action_space: Any = None,
+        num_actions: int | None = None,
+        num_qvalue_nets: int = 2,
+        loss_function: str = "smooth_l1",
+        alpha_init: float = 1.0,
+        min_alpha: float | None = None,
+        max_alpha: float | None = None,
+        fixed_alpha: bool = False,
+        target_entropy_weight: float = 0.98,
+        target_entropy: str | float = "auto",
+        delay_qvalue: bool = True,
+        priority_key: str | None = None,
+        separate_losses: bool = False,
+        reduction: str | None = None,
+        skip_done_states: bool = False,
+        deactivate_vmap: bool = False,
+        use_prioritized_weights: bool | str = "auto",
+        scalar_output_mode: str | None = None,
+    ) -> None:
+        refuse(priority_key=priority_key)
+        super().__init__(
+            reduction=reduction,
+            deactivate_vmap=deactivate_vmap,
+            scalar_output_mode=scalar_output_mode,
+        )
+        self.use_prioritized_weights = use_prioritized_weights
+        self.loss_function, self.skip_done_states = loss_function, skip_done_states
+        self.one_hot = _is_one_hot(action_space)
+        self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
+        if target_entropy == "auto":
+            count = num_actions or getattr(action_space, "n", None)
+            if count is None:
+                raise ValueError("target_entropy='auto' needs num_actions")
+            target_entropy = target_entropy_weight * math.log(count)
+        self.register_buffer("target_entropy", torch.tensor(float(target_entropy)))
+        self.convert_to_functional(actor_network, "actor_network")
+        self.convert_to_functional(
+            qvalue_network,
+            "qvalue_network",
+            expand_dim=num_qvalue_nets,
+            create_target_params=delay_qvalue,
+            compare_against=list(actor_network.parameters()) if separate_losses else None,
+        )
+
+    def _policy(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """``pi(.|s)`` and its logarithm, 0 where an action is masked out."""
+        log_prob = self.distribution(tensordict).logits.log_softmax(-1)  # type: ignore[attr-defined]
+        prob = log_prob.exp()
+        return prob, log_prob.masked_fill(prob == 0, 0.0)
+
+    def _q_all(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
+        """Q-values of all actions, ``[n_critics, *batch, n]``."""
+        out = self.run_network("qvalue_network", tensordict, **which)
+        return out.get(self.tensor_keys.action_value)
+
+    def _q_chosen(self, tensordict: TensorDictBase) -> Tensor:
+        """Q-values of the batch's actions, ``[n_critics, *batch]``."""
+        q, action = self._q_all(tensordict), tensordict.get(self.tensor_keys.action)
+        if self.one_hot:
+            return (q * action.to(q.dtype)).sum(-1)
+        index = action if action.ndim == q.ndim - 1 else action.unsqueeze(-1)
+        index = index.long().expand(*q.shape[:-1], 1)
+        return q.gather(-1, index).squeeze(-1)
+
+    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """``sum_a pi(a|s) (alpha log pi(a|s) - min_i Q_i(s, a))`` per sample (eq. 12)."""
+        prob, log_prob = self._policy(tensordict)
+        q = self._q_all(tensordict, detach=True).min(0).values
+        loss = (prob * (self.alpha * log_prob - q)).sum(-1)
+        return loss, {"log_prob": (prob * log_prob).sum(-1).detach()}
+
+    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft Bellman error against ``r + gamma V(s')`` with
+        ``V = sum_a pi(a|s') (min_i Q'_i(s', a) - alpha log pi(a|s'))``, summed over critics, per
+        sample (eq. 4 and 10)."""
+        with torch.no_grad():
+            after = tensordict.get("next")
+            prob, log_prob = self._policy(after)
+            q_next = self._q_all(after, target=True).min(0).values
+            next_value = (prob * (q_next - self.alpha * log_prob)).sum(-1)
+            if self.skip_done_states:
+                next_value = self._without_terminated(tensordict, next_value)
+            target = self.bootstrap(tensordict, next_value)
+        q = self._q_chosen(tensordict)
+        loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
+        return loss, {"td_error": (q - target).detach().abs().max(0).values}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._warn_if_targets_stand_still()
+        qvalue, q_info = self.qvalue_loss(tensordict)
+        actor, info = self.actor_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        alpha = self.alpha_loss(info["log_prob"])
+        losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
+        report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
+        return self.output(losses, report, tensordict)
+
+
+def _is_one_hot(space: Any) -> bool:
+    """Whether actions are one-hot vectors, from a name or from a spec."""
+    name = "one-hot" if space is None else space
+    if not isinstance(name, str):
+        name = type(space).__name__.replace("OneHot", "one-hot")
+    if name.lower() not in (*_ONE_HOT, *_CATEGORICAL):
+        raise ValueError(f"action_space {space!r}: give 'one-hot' or 'categorical'")
+    return name.lower() in _ONE_HOT

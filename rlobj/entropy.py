@@ -1,0 +1,84 @@
+"""What maximum-entropy losses share: the temperature and its automatic tuning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import InteractionType
+from torch import Tensor, nn
+
+from rlobj.common import LossModule
+from rlobj.utils import weight_like
+
+
+class EntropyLoss(LossModule):
+    """Base of the losses with an entropy temperature ``alpha``."""
+
+    deterministic_sampling_mode = InteractionType.RANDOM
+    scalar_keys: ClassVar[tuple[str, ...]] = ("alpha", "entropy")
+    log_alpha: Tensor
+    min_log_alpha: Tensor | None
+    max_log_alpha: Tensor | None
+    target_entropy: Any
+
+    def _init_temperature(
+        self,
+        alpha_init: float,
+        min_alpha: float | None,
+        max_alpha: float | None,
+        fixed_alpha: bool,
+    ) -> None:
+        if alpha_init <= 0:
+            raise ValueError(f"alpha_init must be positive, got {alpha_init}")
+        self.fixed_alpha = fixed_alpha
+        self.register_coeff_buffer("alpha_init", float(alpha_init))
+        log_alpha = torch.tensor(math.log(alpha_init))
+        if fixed_alpha:
+            self.register_buffer("log_alpha", log_alpha)
+        else:
+            self.log_alpha = nn.Parameter(log_alpha)
+        for name, bound in (("min_log_alpha", min_alpha), ("max_log_alpha", max_alpha)):
+            self.register_coeff_buffer(name, None if bound is None else math.log(bound))
+
+    def _resolve_target_entropy(self, target_entropy: str | float, action_spec: Any) -> float:
+        """``"auto"`` is minus the number of action dimensions (Haarnoja et al. 2018, app. D)."""
+        if target_entropy != "auto":
+            return float(target_entropy)
+        spec = action_spec if action_spec is not None else getattr(self.actor_network, "spec", None)
+        if spec is not None and not hasattr(spec, "low") and hasattr(spec, "__getitem__"):
+            spec = spec[self.tensor_keys.action]
+        if spec is None:
+            raise RuntimeError(
+                "target_entropy='auto' needs the action's shape: pass action_spec, or build the "
+                "actor with spec=, or give target_entropy a number"
+            )
+        return -float(math.prod(spec.shape) or 1)
+
+    @property
+    def alpha(self) -> Tensor:
+        """The entropy temperature, clamped to its range, without gradient."""
+        low, high = self.min_log_alpha, self.max_log_alpha
+        log_alpha = self.log_alpha.detach()
+        if low is not None or high is not None:
+            log_alpha = log_alpha.clamp(low, high)
+        return log_alpha.exp()
+
+    def _temperature_loss(self, log_prob: Tensor, target_entropy: float | Tensor) -> Tensor:
+        """``J(alpha) = -log(alpha) * (log pi + target entropy)``, eq. 18 in its log form."""
+        if self.fixed_alpha:
+            return torch.zeros_like(log_prob)
+        return -self.log_alpha * (log_prob.detach() + target_entropy)
+
+    def alpha_loss(self, log_prob: Tensor) -> Tensor:
+        """Temperature loss per sample."""
+        return self._temperature_loss(log_prob, self.target_entropy)
+
+    def _without_terminated(self, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
+        """``next_value`` with 0 after terminal states, whatever the networks said there."""
+        after, keys = tensordict.get("next"), self.tensor_keys
+        over = after.get(keys.terminated, None)
+        over = after.get(keys.done) if over is None else over
+        return next_value.masked_fill(weight_like(over.bool(), next_value), 0.0)
