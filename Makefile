@@ -11,7 +11,7 @@
 ## SET       settings, space-separated key=value, e.g. SET="batch_size=512 gamma=0.98"
 ## OUT       folder for the results                                               [results]
 ## PAPER     what to reproduce, e.g. PAPER=td3_bc
-## EXECUTOR  local or ray                                                           [local]
+## EXECUTOR  local; others are not available yet                                     [local]
 ## TORCH     TORCH=cpu takes the CPU build of torch; otherwise pip's index decides
 ## PYTHON    the Python to build .venv with, 3.11 to 3.13          [the first one found]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,16 +154,30 @@ def _run(args: argparse.Namespace) -> int:
     )
     workers = args.workers or default_workers(resolve_device(args.device))
     plan = make_plan(request, workers)
+    _check_writable(args.out)
     runs = sum(len(t.seeds) for t in plan.tasks)
     print(f"{runs} runs to train, {len(plan.finished)} finished already", file=sys.stderr)
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
         outcome = LocalExecutor(workers).run(plan.tasks)
-        if not outcome.interrupted and not args.no_report:  # while the mirror still listens
+        trained = len(outcome.failed) < len(plan.tasks) or plan.finished
+        if (
+            trained and not outcome.interrupted and not args.no_report
+        ):  # while the mirror still listens
             _report(args.out, None, None)
     if outcome.interrupted:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
     return 1 if outcome.failed else 0
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before anything trains whether results can be kept."""
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
 class _mirror:

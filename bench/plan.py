@@ -150,6 +150,7 @@ def _cell(
     steps = request.steps or (recipe.quick_steps if quick else recipe.steps)
     names = (dataset.name, dataset.family, _domain(dataset.family))
     hyper = recipe.hyperparameters(names, request.profile, request.settings)
+    _check_sizes(recipe, hyper)
     hyper = _resolved(hyper, dataset, steps)
     record = _record(request, recipe, dataset, hyper, protocol, device)
     task = Task(
@@ -169,6 +170,14 @@ def _cell(
     )
     seeds = range(request.seeds or _SEEDS[request.profile])
     return _groups(task, list(seeds), workers)
+
+
+def _check_sizes(recipe: Recipe, hyper: Any) -> None:
+    """Sizes and rates must be positive, whatever the recipe."""
+    for name in ("batch_size", "hidden", "width", "layers", "heads", "context", "num_random"):
+        value = getattr(hyper, name, 1)
+        if min(value if isinstance(value, tuple) else (value,), default=1) < 1:
+            raise ConfigError(f"--set {name}={value}: {recipe.name} expects at least 1 there")
 
 
 def _resolved(hyper: Any, dataset: Any, steps: int) -> Any:

@@ -122,8 +122,9 @@ def _value(recipe: Recipe, key: str, text: str, default: Any) -> Any:
             return tuple(kind(part) for part in text.split(",") if part)
         return text
     except (ValueError, KeyError):
-        wanted = type(default).__name__
-        raise ConfigError(f"--set {key}={text}: {recipe.name} wants a {wanted} there") from None
+        kinds = {"int": "whole number", "bool": "true or false", "float": "number"}
+        wanted = kinds.get(type(default).__name__, "list of numbers, like 64,64")
+        raise ConfigError(f"--set {key}={text}: {recipe.name} expects a {wanted} there") from None
 
 
 @cache

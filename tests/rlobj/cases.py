@@ -10,7 +10,6 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torch.distributions import OneHotCategorical
 
 from rlobj import (
     AWACLoss,
@@ -29,7 +28,14 @@ from rlobj import (
     TD3Loss,
     noise,
 )
-from rlobj.modules import Actor, IndependentNormal, ProbabilisticActor, TanhNormal, ValueOperator
+from rlobj.modules import (
+    Actor,
+    IndependentNormal,
+    OneHotCategorical,
+    ProbabilisticActor,
+    TanhNormal,
+    ValueOperator,
+)
 from rlobj.specs import Bounded
 from tests.rlobj import discrete
 
@@ -102,7 +108,6 @@ def categorical() -> ProbabilisticActor:
         TensorDictModule(nn.Linear(OBS, ACTIONS), in_keys=["observation"], out_keys=["logits"]),
         in_keys=["logits"],
         distribution_class=OneHotCategorical,
-        distribution_kwargs={"validate_args": False},
     )
 
 
