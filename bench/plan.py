@@ -242,7 +242,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with ``+`` when files differ from it; None outside a checkout."""
+    """The checkout's commit, with ``+`` when code differs from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*args: str) -> str:
@@ -250,7 +250,7 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        dirty = git("status", "--porcelain", "--untracked-files=no")
+        dirty = git("status", "--porcelain", "--", "bench", "rlobj")  # new files count too
         return git("rev-parse", "HEAD") + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None
