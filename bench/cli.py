@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import cli_data
 from bench.errors import BenchError, ConfigError
+from bench.recipes import expand_names
 
 _EXAMPLES = """examples:
   bench run --algo cql --dataset lite/hopper/medium-replay-v0
@@ -24,8 +26,6 @@ _EXAMPLES = """examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    from bench.data import commands as data_commands
-
     parser = argparse.ArgumentParser(
         prog="bench",
         description="Offline reinforcement learning: train, evaluate, compare.",
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_compare(commands)
-    data_commands.register(commands)
+    cli_data.register(commands)
     sync = commands.add_parser("sync", help="bring MLflow up to date with the run folders")
     _add_out(sync)
     sync.set_defaults(handler=_sync)
@@ -135,17 +135,18 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    algorithms, settings = tuple(expand_names(args.algo)), _settings(args.settings)
     from bench.executors.local import LocalExecutor, default_workers
     from bench.plan import Request, make_plan, resolve_device
 
     request = Request(
-        algorithms=tuple(args.algo),
+        algorithms=algorithms,
         datasets=tuple(args.dataset),
         seeds=args.seeds,
         steps=args.steps,
         profile=args.profile,
         device=args.device,
-        settings=_settings(args.settings),
+        settings=settings,
         out=args.out,
         env_id=args.env_id,
         strict=args.strict,
@@ -156,7 +157,9 @@ def _run(args: argparse.Namespace) -> int:
     plan = make_plan(request, workers)
     _check_writable(args.out)
     runs = sum(len(t.seeds) for t in plan.tasks)
-    print(f"{runs} runs to train, {len(plan.finished)} finished already", file=sys.stderr)
+    what = "run" if runs == 1 else "runs"
+    lines = [f"{runs} {what} to train, {len(plan.finished)} finished already", *plan.notes]
+    print("\n".join(lines), file=sys.stderr)
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
         outcome = LocalExecutor(workers).run(plan.tasks)
         trained = len(outcome.failed) < len(plan.tasks) or plan.finished

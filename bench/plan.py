@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bench.engine.cell import Task
-from bench.errors import ConfigError
-from bench.recipe import Recipe, expand_algorithms
-from bench.store import RunFolder, config_hash
+from bench.errors import ConfigError, RunError
+from bench.provenance import code_fingerprint, git_commit, spell_commit, versions
+from bench.recipe import Recipe, load_recipe
+from bench.recipes import expand_names
+from bench.store import RunFolder, config_hash, read_json
 
 SCHEMA_VERSION = 1
 _DOMAINS = {
@@ -70,12 +69,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks still to be trained, and the run folders that are finished already."""
+    """Tasks still to be trained, and the run folders that are finished already. ``notes`` says, a
+    line each, what of these was trained by other code than today's."""
 
     tasks: tuple[Task, ...]
     finished: tuple[Path, ...]
     datasets: tuple[str, ...]
     algorithms: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(request: Request, workers: int) -> Plan:
@@ -86,7 +87,7 @@ def make_plan(request: Request, workers: int) -> Plan:
     """
     from bench.data import expand, load
 
-    recipes = expand_algorithms(list(request.algorithms))
+    recipes = [load_recipe(name) for name in expand_names(request.algorithms)]
     device = resolve_device(request.device)
     refs = expand(expand_suites(request.datasets))
     datasets = [(r, load(r, env_id=request.env_id, strict=request.strict)) for r in refs]
@@ -95,13 +96,18 @@ def make_plan(request: Request, workers: int) -> Plan:
             check_fit(recipe, dataset)
     tasks: list[Task] = []
     finished: list[Path] = []
+    notes: list[str] = []
     for ref, dataset in datasets:
         for recipe in recipes:
-            todo, done = _cell(request, recipe, ref, dataset, device, workers)
+            task = _task(request, recipe, ref, dataset, device)
+            todo, done = _groups(
+                task, list(range(request.seeds or _SEEDS[request.profile])), workers
+            )
             tasks += todo
             finished += done
+            notes += _other_code(todo, done, task)
     names = tuple(d.name for _, d in datasets)
-    return Plan(tuple(tasks), tuple(finished), names, tuple(r.name for r in recipes))
+    return Plan(tuple(tasks), tuple(finished), names, tuple(r.name for r in recipes), tuple(notes))
 
 
 def expand_suites(names: Sequence[str]) -> list[str]:
@@ -142,9 +148,8 @@ def _domain(family: str) -> str:
     return next((d for d, families in _DOMAINS.items() if family in families), "other")
 
 
-def _cell(
-    request: Request, recipe: Recipe, ref: str, dataset: Any, device: str, workers: int
-) -> tuple[list[Task], list[Path]]:
+def _task(request: Request, recipe: Recipe, ref: str, dataset: Any, device: str) -> Task:
+    """The cell's task, still without seeds."""
     protocol = request.protocol(recipe)
     quick = request.profile == "quick"
     steps = request.steps or (recipe.quick_steps if quick else recipe.steps)
@@ -153,7 +158,7 @@ def _cell(
     _check_sizes(recipe, hyper)
     hyper = _resolved(hyper, dataset, steps)
     record = _record(request, recipe, dataset, hyper, protocol, device)
-    task = Task(
+    return Task(
         out=str(request.out),
         dataset=ref,
         env_id=request.env_id,
@@ -168,8 +173,6 @@ def _cell(
         strict=request.strict,
         record=record,
     )
-    seeds = range(request.seeds or _SEEDS[request.profile])
-    return _groups(task, list(seeds), workers)
 
 
 def _check_sizes(recipe: Recipe, hyper: Any) -> None:
@@ -225,45 +228,15 @@ def _record(
         "paper_protocol": request.is_paper_protocol(recipe),
         "versions": versions(),
         "git_commit": git_commit(),
+        "code": code_fingerprint(recipe.name),
         "device": device,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": sys.version.split()[0]}
-    packages = ("torch", "tensordict", "gymnasium", "mujoco", "numpy", "rlobj-bench")
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return {("project" if k == "rlobj-bench" else k): v for k, v in found.items()}
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with ``+`` when code differs from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(root), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        dirty = git("status", "--porcelain", "--", "bench", "rlobj")  # new files count too
-        return git("rev-parse", "HEAD") + ("+" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _groups(task: Task, seeds: list[int], workers: int) -> tuple[list[Task], list[Path]]:
     """Split a cell's seeds: groups that already train together stay together; new seeds are
     spread over the workers (on a GPU there is one, so they train as one program)."""
-    record = task.record
-    folders = {
-        s: RunFolder(Path(task.out), record["dataset"], task.algorithm, task.config, s)
-        for s in seeds
-    }
+    folders = {s: _folder(task, s) for s in seeds}
     done = [s for s in seeds if _finished(folders[s], task.steps)]
     todo = [s for s in seeds if s not in done]
     groups: list[tuple[int, ...]] = []
@@ -274,6 +247,38 @@ def _groups(task: Task, seeds: list[int], workers: int) -> tuple[list[Task], lis
     share = -(-len(todo) // max(1, min(workers, len(todo)))) if todo else 0
     groups += [tuple(todo[i : i + share]) for i in range(0, len(todo), share)] if share else []
     return [replace(task, seeds=g) for g in groups], [folders[s].path for s in done]
+
+
+def _folder(task: Task, seed: int) -> RunFolder:
+    return RunFolder(Path(task.out), task.record["dataset"], task.algorithm, task.config, seed)
+
+
+def _other_code(todo: Sequence[Task], done: Sequence[Path], cell: Task) -> Iterator[str]:
+    """What of a cell was trained by other code than today's, which the hash does not cover."""
+    folders = [_folder(cell, seed) for task in todo for seed in task.seeds]
+    started = [f.path for f in folders if (f.status() or {}).get("step", 0) > 0]
+    for paths, words in (
+        (started, "warning: {} goes on with other code than it was trained with ({}); config.json "
+         "notes both, --out another folder trains it anew"),
+        (done, "note: {} was trained by other code ({}); --out another folder to retrain"),
+    ):  # fmt: skip
+        others = {path: commit for path in paths if (commit := _other_commit(path, cell.record))}
+        if others:
+            seeds = tuple(int(path.name.removeprefix("seed-")) for path in others)
+            commits = ", ".join(sorted(set(others.values())))
+            yield words.format(replace(cell, seeds=seeds).name, commits)
+
+
+def _other_commit(path: Path, today: Mapping[str, Any]) -> str | None:
+    """'commit 0123456789' of a run that other code trained, in part at least; None for others."""
+    try:
+        config = read_json(path / "config.json")
+    except RunError:  # said where the run is resumed or reported
+        return None
+    for leg in [config, *config.get("resumed_with", [])]:
+        if isinstance(leg, dict) and leg.get("code") not in (None, today["code"]):
+            return f"commit {spell_commit(leg.get('git_commit'))}"
+    return None
 
 
 def _finished(folder: RunFolder, steps: int) -> bool:

@@ -6,10 +6,8 @@ import dataclasses
 import difflib
 import fnmatch
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from bench.engine.agent import Agent
 from bench.engine.sampling import Sampler
 from bench.errors import ConfigError
+from bench.recipes import check_name
 from rlobj.specs import Bounded
 
 
@@ -127,32 +126,7 @@ def _value(recipe: Recipe, key: str, text: str, default: Any) -> Any:
         raise ConfigError(f"--set {key}={text}: {recipe.name} expects a {wanted} there") from None
 
 
-@cache
-def recipe_names() -> tuple[str, ...]:
-    """Names of all recipes, by file name."""
-    import bench.recipes
-
-    return tuple(
-        sorted(
-            m.name
-            for m in pkgutil.iter_modules(bench.recipes.__path__)
-            if not m.name.startswith("_")
-        )
-    )
-
-
 def load_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises ConfigError with the nearest names."""
-    if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), 3) or recipe_names()
-        raise ConfigError(f"unknown algorithm {name!r}: did you mean {', '.join(near)}?")
+    check_name(name)
     return importlib.import_module(f"bench.recipes.{name}").RECIPE
-
-
-def expand_algorithms(patterns: list[str]) -> list[Recipe]:
-    """Recipes for names and globs, in the order asked for, each once."""
-    names: list[str] = []
-    for pattern in patterns:
-        found = fnmatch.filter(recipe_names(), pattern)
-        names += found or [pattern]
-    return [load_recipe(n) for n in dict.fromkeys(names)]

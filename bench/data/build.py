@@ -111,7 +111,7 @@ def make_dataset(card: Card, root: Path, report: Callable[[str], None]) -> Made:
 
 def write_made(made: Made, card: Card, path: Path) -> None:
     """Write the flat file with its provenance."""
-    from bench.plan import git_commit, versions
+    from bench.provenance import git_commit, versions
 
     make = dataclasses.asdict(Make.of(card))
     attributes = {"dataset_id": card.id, "licence": card.licence, "description": card.description}
@@ -219,40 +219,3 @@ def _episodes(
             observation, ended = following, terminated or truncated
         episode += 1
     return seen.arrays()
-
-
-def run_make(args: Any) -> int:
-    """``bench data make``."""
-    from bench.data.card import cards
-    from bench.data.loading import expand
-
-    status = 0
-    for name in expand(args.ids):
-        card = cards().get(name)
-        if card is None:
-            raise ConfigError(f"{name} has no card: only datasets with a card can be made")
-        if card.combine:
-            print(f"{card.id}: combines {' and '.join(card.combine)}, nothing to make")
-            continue
-        made = make_dataset(card, args.out / "make", lambda text: print(text, flush=True))
-        path = args.to or args.out / "make" / Path(str(card.path)).name
-        write_made(made, card, path)
-        good, text = made.verdict(card, Make.of(card))
-        print(f"{card.id}: {path}\n  fingerprint {made.fingerprint}\n  {text}")
-        status = status if good else 1
-    return status
-
-
-def register(commands: Any) -> None:
-    """Add ``make`` to the ``bench data`` parser."""
-    parser = commands.add_parser(
-        "make",
-        help="make embedded datasets from their cards",
-        description="Trains online and writes the dataset as its card says. Training resumes "
-        "where it stopped; datasets that share a training run share its folder.",
-        epilog="example: bench data make lite/hopper/medium-replay-v0 --out /tmp/made",
-    )
-    parser.add_argument("ids", nargs="+", metavar="ID", help="dataset ids or globs")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
-    parser.add_argument("--to", type=Path, help="file to write (default: OUT/make/<name>.hdf5)")
-    parser.set_defaults(handler=run_make)

@@ -1,4 +1,5 @@
-"""The subcommands of `bench data`. Each handler returns an exit code."""
+"""What the subcommands of `bench data` do; `bench/cli_data.py` has their options. Each returns an
+exit code."""
 
 import argparse
 import json
@@ -7,9 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from bench.data import build
+from bench.data.build import Make, make_dataset, write_made
 from bench.data.card import cards
 from bench.data.checks import render, report
 from bench.data.combine import combine
@@ -19,98 +19,7 @@ from bench.data.loading import expand, load, names
 from bench.data.minari import local_sets
 from bench.data.minari_export import export_minari
 from bench.data.raw import DataWarning
-from bench.errors import BenchError, DataError
-
-LIST_HELP = """\
-Show every dataset that has a card or lies in the local Minari folder: environment, transitions,
-episodes, mean return of the data (normalised score in brackets), size, licence, local or not.
-
-examples:
-  bench data list
-  bench data list 'lite/hopper/*'"""
-CHECK_HELP = """\
-Load datasets and show what they hold and what is odd about them. Exit code 1 if there are
-anomalies, 2 if one cannot be used at all.
-
-examples:
-  bench data check lite/hopper/medium-v0
-  bench data check my-data.hdf5 --env-id Hopper-v4
-  bench data check 'lite/*' --json > checks.json"""
-IMPORT_HELP = """\
-Write a dataset (a Minari id or folder, or any other id or path) as one compressed flat HDF5 file.
-
-examples:
-  bench data import mujoco/hopper/medium-v0 hopper-medium.hdf5
-  bench data import ~/.minari/datasets/my/set-v0 my-set.hdf5"""
-EXPORT_HELP = """\
-Write a dataset as a Minari dataset, under MINARI_DATASETS_PATH or datasets/cache/minari.
-
-examples:
-  bench data export lite/hopper/medium-v0 lite/hopper/medium-v0 --root ~/.minari/datasets
-  bench data export my-data.hdf5 mine/hopper-v0"""
-COMBINE_HELP = """\
-Write several datasets of one task, one after the other, as one flat HDF5 file.
-
-example:
-  bench data combine medium-expert.hdf5 medium.hdf5 expert.hdf5"""
-
-
-def register(subparsers: Any) -> None:
-    """Add the parser `data` to the command line's subparsers; it sets `handler`."""
-    parser = subparsers.add_parser("data", help="list, check, convert and combine datasets")
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
-
-    listing = _add(commands, "list", "show the datasets", LIST_HELP, run_list)
-    listing.add_argument("patterns", nargs="*", metavar="ID", help="ids or globs (default: all)")
-
-    check = _add(commands, "check", "inspect datasets", CHECK_HELP, run_check)
-    check.add_argument("refs", nargs="+", metavar="FILE|ID", help="ids, globs or paths")
-    check.add_argument("--json", action="store_true", help="print a JSON list instead of text")
-    _load_options(check)
-
-    importing = _add(commands, "import", "write a flat file", IMPORT_HELP, run_import)
-    importing.add_argument("ref", metavar="ID|PATH", help="what to read")
-    importing.add_argument("out", type=Path, metavar="OUT.hdf5", help="file to write")
-    _load_options(importing)
-    _force_option(importing)
-
-    export = _add(commands, "export", "write a Minari dataset", EXPORT_HELP, run_export)
-    export.add_argument("ref", metavar="ID|PATH", help="what to read")
-    export.add_argument("minari_id", metavar="MINARI_ID", help="for example mine/hopper-v0")
-    export.add_argument("--root", type=Path, help="folder of Minari datasets to write to")
-    _load_options(export)
-
-    build.register(commands)
-
-    combining = _add(commands, "combine", "join datasets in a file", COMBINE_HELP, run_combine)
-    combining.add_argument("out", type=Path, metavar="OUT.hdf5", help="file to write")
-    combining.add_argument("refs", nargs="+", metavar="ID|PATH", help="what to join, in this order")
-    _load_options(combining)
-    _force_option(combining)
-
-
-def _add(commands: Any, name: str, short: str, text: str, handler: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=short,
-        description=text,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _load_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--env-id", help="gymnasium environment, instead of the one the data names")
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="fail on actions outside the bounds and on missing timeouts",
-    )
-
-
-def _force_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--force", action="store_true", help="replace OUT.hdf5 if it exists")
+from bench.errors import BenchError, ConfigError, DataError
 
 
 @contextmanager
@@ -216,6 +125,25 @@ def run_export(args: argparse.Namespace) -> int:
         dataset = load(args.ref, env_id=args.env_id, strict=args.strict)
         print(export_minari(dataset, args.minari_id, args.root))
     return 0
+
+
+def run_make(args: argparse.Namespace) -> int:
+    """`bench data make`."""
+    status = 0
+    for name in expand(args.ids):
+        card = cards().get(name)
+        if card is None:
+            raise ConfigError(f"{name} has no card: only datasets with a card can be made")
+        if card.combine:
+            print(f"{card.id}: combines {' and '.join(card.combine)}, nothing to make")
+            continue
+        made = make_dataset(card, args.out / "make", lambda text: print(text, flush=True))
+        path = args.to or args.out / "make" / Path(str(card.path)).name
+        write_made(made, card, path)
+        good, text = made.verdict(card, Make.of(card))
+        print(f"{card.id}: {path}\n  fingerprint {made.fingerprint}\n  {text}")
+        status = status if good else 1
+    return status
 
 
 def run_combine(args: argparse.Namespace) -> int:

@@ -63,9 +63,21 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise DataError(
-            f"{path}: not a readable HDF5 file, or cut short ({_short(error)}); fetch it again"
-        ) from error
+        raise DataError(f"{path}: {_unreadable(path, error)}") from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    """What is wrong with a file that HDF5 does not open, and what to do about it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as refused:
+        return f"cannot be read ({refused.strerror}); mend its permissions or give another file"
+    if not start:
+        return "is empty (0 bytes); write it again or give another file"
+    if h5py.is_hdf5(path):
+        return f"is HDF5, but damaged or cut short ({_short(error)}); replace it by an intact copy"
+    return f"is not HDF5 (it begins with {start!r}); give a flat HDF5 file or a Minari folder"
 
 
 def read_array(source: str, group: h5py.Group, key: str) -> np.ndarray:
@@ -83,9 +95,8 @@ def read_array(source: str, group: h5py.Group, key: str) -> np.ndarray:
     try:
         return node[()]
     except OSError as error:
-        fail(
-            source, key, f"cannot be read, the file is damaged ({_short(error)})", "fetch it again"
-        )
+        what = f"cannot be read, the file is damaged ({_short(error)})"
+        fail(source, key, what, "replace it by an intact copy")
 
 
 def _short(error: OSError) -> str:

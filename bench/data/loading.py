@@ -36,6 +36,8 @@ def load(ref: str, *, env_id: str | None = None, strict: bool = False) -> Datase
     path = Path(ref).expanduser()
     if path.is_dir() and data_folder(path):
         return _load_minari(path, None, env_id, strict)
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder without data/metadata.json, so no Minari dataset")
     if path.exists() or path.suffix in (".hdf5", ".h5"):
         raw = read_flat(path)
         raw.env_id = env_id or raw.env_id

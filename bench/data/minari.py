@@ -46,11 +46,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder}/metadata.json: not readable ({error}); fetch it again"
-        ) from error
+        raise DataError(f"{folder}/metadata.json: not readable ({error}); restore it") from error
     if not isinstance(metadata, dict):
-        raise DataError(f"{folder}/metadata.json: holds no table; fetch the dataset again")
+        raise DataError(f"{folder}/metadata.json: is no JSON object; restore it")
     return metadata
 
 
@@ -102,7 +100,7 @@ def _episode(source: str, file: h5py.File, name: str) -> dict[str, np.ndarray]:
     group = file[name]
     for key in KEYS:
         if key not in group:
-            fail(source, f"{name}/{key}", "missing key", "fetch the dataset again")
+            fail(source, f"{name}/{key}", "missing key", f"an episode needs {', '.join(KEYS)}")
     arrays = {key: read_array(source, group, key) for key in KEYS}
     steps = len(arrays["rewards"])
     for key, array in arrays.items():
@@ -112,7 +110,7 @@ def _episode(source: str, file: h5py.File, name: str) -> dict[str, np.ndarray]:
                 source,
                 f"{name}/{key}",
                 f"has {len(array)} rows for {steps} steps",
-                f"it needs {expected}, at least 1; fetch the dataset again",
+                f"it needs {expected}, at least 1",
             )
     return arrays
 
@@ -148,7 +146,7 @@ def _nested(metadata: dict[str, Any], key: str) -> dict[str, Any]:
     except (TypeError, ValueError):
         value = None
     if not isinstance(value, dict):
-        raise DataError(f"metadata.json: {key}: is no table; fetch the dataset again")
+        raise DataError(f"metadata.json: {key}: is no JSON object; restore the file")
     return value
 
 

@@ -144,7 +144,8 @@ class Cell:
                 _check_untrained(folder)
         for i, folder in enumerate(self.folders):
             seeds = self.task.seeds
-            folder.write_config({**self.task.record, "seed": seeds[i], "group": list(seeds)})
+            config = {**self.task.record, "seed": seeds[i], "group": list(seeds)}
+            folder.write_config(config, anew=found is None)
             folder.truncate_after(step)
             state = "diverged" if i in self.diverged else "running"
             folder.set_status(state, step=max(step, 0), steps=self.task.steps)

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
 
 from bench.engine.cell import Task, mark_failed
 from bench.errors import BenchError
 
 _GRACE_SECONDS = 60.0
+_WINDOW_SECONDS = 60.0
 
 
 @dataclass
@@ -58,12 +60,56 @@ def _start(task: Task) -> subprocess.Popen[str]:
     return process
 
 
+class Pace:
+    """How long a run still takes, from its steps of the last minute, evaluations included.
+
+    Marks are set after evaluations, ``interval`` steps apart, so that between two lie training and
+    evaluations in proportion; at every report of progress where there are none (``interval`` 0).
+    The first mark comes after the first chunk: starting, tracing and warming up are over then.
+    """
+
+    def __init__(self, total: int, interval: int) -> None:
+        self.total, self.interval = total, interval
+        self._marks: list[tuple[int, float]] = []  # step, time
+
+    def note(self, step: int, now: float, *, evaluation: bool) -> None:
+        if self._marks and self._marks[-1][0] == step:  # an evaluation after its step's progress
+            self._marks[-1] = (step, now)
+        elif evaluation or not self.interval or not self._marks:
+            self._marks.append((step, now))
+        while len(self._marks) > 2 and (
+            self._marks[0][0] % max(self.interval, 1)  # the first chunk's, inside an interval
+            or now - self._marks[1][1] >= _WINDOW_SECONDS
+        ):
+            del self._marks[0]
+
+    def left(self, step: int) -> float | None:
+        """Seconds from ``step`` to the end; None while unknown."""
+        if len(self._marks) < 2:
+            return None
+        (first, start), (last, end) = self._marks[0], self._marks[-1]
+        if last - first < 0.75 * self.interval:  # an evaluation would count too much
+            return None
+        return (end - start) / (last - first) * (self.total - step)
+
+
+def spell_left(seconds: float | None) -> str:
+    """'45 s left', '12 min left', '3 h 20 min left'; '' for an unknown time."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s left"
+    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min left"
+
+
 class _Job:
     """A running worker and what it said."""
 
     def __init__(self, task: Task, events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
         self.task, self.process = task, _start(task)
-        self.rate, self.first_step = "", 0
+        evaluated = task.record["env_id"] is not None and task.eval_interval < task.steps
+        self.rate, self.pace = "", Pace(task.steps, task.eval_interval if evaluated else 0)
         self.errors: list[str] = []
         self.tail: list[str] = []
         assert self.process.stdout is not None and self.process.stderr is not None
@@ -92,6 +138,9 @@ class _Job:
         code = self.process.wait()
         for thread in self._threads:
             thread.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
         return code
 
 
@@ -107,16 +156,16 @@ class LocalExecutor:
         """Run all tasks. Ctrl-C (and SIGTERM) stop the workers after a checkpoint."""
         self.outcome = Outcome()
         self._waiting = list(tasks)
-        self._active: dict[_Job, float] = {}  # and when they started
+        self._active: list[_Job] = []
         self._events: queue.Queue[tuple[_Job, dict[str, Any]]] = queue.Queue()
         self._bars: dict[_Job, Any] = {}
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:>8.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[rate]:>7}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]:>15}"),
             TextColumn("{task.fields[score]}"),
             console=self.console,
         )
@@ -140,43 +189,49 @@ class LocalExecutor:
 
     def _launch(self, task: Task) -> None:
         job = _Job(task, self._events)
-        self._active[job] = time.monotonic()
+        self._active.append(job)
         self._bars[job] = self.progress.add_task(
-            task.name, total=task.steps, rate="", score="starting"
+            task.name, total=task.steps, rate="", left="", score="starting"
         )
         self._line(f"{task.name}: started ({task.steps} steps)")
 
     def _line(self, text: str) -> None:
+        """What only a log needs: the bars show it on a terminal."""
         if not self.live:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def _handle(self, job: _Job, event: dict[str, Any]) -> None:
         kind, bar = event["event"], self._bars[job]
         if kind == "start":
-            job.first_step = event["step"]
+            self.progress.update(bar, completed=event["step"])
+            if event["step"]:
+                self._say(f"{job.task.name}: resuming from step {event['step']}")
         elif kind == "progress":
             job.rate = f"{event['rate']:.0f}/s"
-            self.progress.update(bar, completed=event["step"], rate=job.rate)
+            left = self._left(job, event)
+            self.progress.update(bar, completed=event["step"], rate=job.rate, left=left)
         elif kind == "score":
-            text = f"{event['unit']} {event['score']:.1f}"
-            self.progress.update(bar, completed=event["step"], score=text)
-            self._line(self._plain(job, event, text))
+            text, left = f"{event['unit']} {event['score']:.1f}", self._left(job, event)
+            self.progress.update(bar, completed=event["step"], left=left, score=text)
+            parts = [f"step {event['step']}/{job.task.steps}", job.rate, left, text]
+            self._line(f"{job.task.name}: {' · '.join(filter(None, parts))}")
         elif kind == "note":
-            self.console.print(event["text"], highlight=False, soft_wrap=True)
+            self._say(event["text"])
         elif kind == "error":
             job.errors.append(event["text"])
         elif kind == "end":
             self._end(job)
 
-    def _plain(self, job: _Job, event: dict[str, Any], text: str) -> str:
-        step, total = event["step"], job.task.steps
-        elapsed = time.monotonic() - self._active[job]
-        left = elapsed / max(step - job.first_step, 1) * (total - step)
-        return f"{job.task.name}: step {step}/{total} · {job.rate} · {left:.0f} s left · {text}"
+    def _left(self, job: _Job, event: dict[str, Any]) -> str:
+        job.pace.note(event["step"], time.monotonic(), evaluation=event["event"] == "score")
+        return spell_left(job.pace.left(event["step"]))
 
     def _end(self, job: _Job) -> None:
         code = job.finish()
-        del self._active[job]
+        self._active.remove(job)
         self.progress.update(self._bars[job], visible=code != 0)
         if code in (130, 143) and self.outcome.interrupted:
             return
@@ -185,7 +240,8 @@ class LocalExecutor:
             return
         reason = job.errors[-1] if job.errors else f"worker ended with status {code}"
         self.outcome.failed.append(f"{job.task.name}: {reason}")
-        self.console.print(f"[red]failed[/] {job.task.name}: {reason}", soft_wrap=True)
+        what = escape(f"{job.task.name}: {reason}")
+        self.console.print(f"[red]failed[/] {what}", soft_wrap=True)
         if code != 2:
             self.console.print("".join(job.tail[-15:]), highlight=False, markup=False)
         if code < 0:  # killed: it could not say so itself
@@ -195,7 +251,7 @@ class LocalExecutor:
         try:
             mark_failed(task, reason)
         except BenchError as error:  # a full disk, or another runner is at it: others go on
-            self.console.print(f"note: {error}", highlight=False, soft_wrap=True)
+            self._say(f"note: {error}")
 
     def _stop(self, number: int, frame: Any) -> None:
         if self.outcome.interrupted:

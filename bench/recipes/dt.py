@@ -15,7 +15,7 @@ from bench.engine.sampling import WindowSampler
 from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import episode_returns, warmup
 from rlobj import DTLoss, LossModule
-from rlobj.modules import DecisionTransformer
+from rlobj.modules import TimedDTActor
 
 _IN_KEYS: list[NestedKey] = ["observation", "action", "return_to_go", "t", ("collector", "mask")]
 
@@ -45,7 +45,7 @@ def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
 
 
 def build(hp: Hyper, problem: Problem) -> Agent:
-    net = DecisionTransformer(
+    net = TimedDTActor(
         problem.observation,
         problem.action.shape[0],
         width=hp.width,

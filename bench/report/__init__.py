@@ -25,10 +25,7 @@ def compare(
     ``algos`` and ``datasets`` are names or globs (all by default). With ``echo`` the table and
     the paths of what was written go to standard output. Raises RunError where there are no runs.
     """
-    from bench.report import html, plots, tables
-    from bench.report.aggregate import summarise
     from bench.report.collect import collect
-    from bench.store import atomic_write
 
     out = Path(out)
     collection = collect(
@@ -36,6 +33,10 @@ def compare(
         algos=None if algos is None else list(algos),
         datasets=None if datasets is None else list(datasets),
     )
+    from bench.report import html, plots, tables
+    from bench.report.aggregate import summarise
+    from bench.store import atomic_write
+
     summary = summarise(collection)
     target = out / "compare"
     drawn = plots.write_plots(summary, target / "plots")

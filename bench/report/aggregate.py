@@ -7,7 +7,6 @@ own, and its label says how. Only finished seeds count in a mean; the others are
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from functools import cached_property
 
 from bench.report import stats
 from bench.report.collect import Collection, Reference, Run
+from bench.report.notes import notes_on, protocol, spell_reference
 
-QUICK = "quick profile: not the paper's protocol"
 MAX_SUFFIX_KEYS = 3  # more differing hyperparameters than this are named by the config's hash
 
 RowKey = tuple[str, str, int | None, str]  # algorithm, profile, steps, variant
@@ -147,7 +146,7 @@ def summarise(collection: Collection) -> Summary:
         peers[key, row[1]].append(cell)  # of one column and one profile
     for group in peers.values():
         _rank(group)
-    notes = [*_notes(runs, rows, cells), *collection.problems]
+    notes = [*protocol(runs), *notes_on(runs, rows, cells.values()), *collection.problems]
     return Summary(rows, columns, cells, notes)
 
 
@@ -252,11 +251,6 @@ def _column_title(key: ColumnKey, keys: list[ColumnKey]) -> str:
     return f"{dataset} [{', '.join(words)}]" if words else dataset
 
 
-def spell_reference(reference: Reference | None) -> str:
-    """'0 to 1000': the returns that make the scores 0 and 100."""
-    return "none" if reference is None else f"{reference[0]:.9g} to {reference[1]:.9g}"
-
-
 def _decimals(unit: str, means: list[float]) -> int:
     largest = max(means, default=100.0)
     if unit == "normalized" or largest >= 10:
@@ -277,81 +271,3 @@ def _rank(cells: list[Cell]) -> None:
         best, runner_up = ([run.final for run in cell.finished] for cell in ranked[:2])
         reached = any(cell.mean >= ranked[0].mean for cell in lost if cell.n)
         ranked[0].bold = stats.welch_p(best, runner_up) < SIGNIFICANCE and not reached
-
-
-# -- notes ---------------------------------------------------------------------------------------
-
-
-def _notes(
-    runs: list[Run], rows: list[Row], cells: dict[tuple[RowKey, ColumnKey], Cell]
-) -> list[str]:
-    notes = []
-    quick = sum(row.quick for row in rows)
-    if quick:
-        notes.append(QUICK + ("" if quick == len(rows) else " (rows marked 'quick profile')"))
-    other = {r.label for r in runs if r.profile != "quick" and r.paper_protocol is False}
-    if other:
-        notes.append(f"not the paper's protocol (steps or settings were changed): {_list(other)}")
-    left = Counter(run.state for run in runs if run.state != "done")
-    if left:
-        states = ", ".join(f"{count} {state}" for state, count in sorted(left.items()))
-        notes.append(
-            f"{left.total()} of {len(runs)} runs are not finished and in no mean: {states}"
-        )
-    unscored = sum(r.state == "done" and not math.isfinite(r.final) for r in runs)
-    if unscored:
-        notes.append(f"{unscored} finished runs have no finite score and are in no mean")
-    lost = sum(cell.lost for cell in cells.values())
-    if lost:
-        notes.append(
-            f"{lost} of {len(cells)} cells have no rank: a seed failed, diverged or has no score, "
-            "and a mean over the others is one of survivors"
-        )
-    single = sum(cell.n == 1 for cell in cells.values())
-    if single:
-        notes.append(f"{single} of {len(cells)} cells rest on one seed (n=1): no interval")
-    return [*notes, *_mixtures(runs)]
-
-
-def _mixtures(runs: list[Run]) -> list[str]:
-    notes = []
-    commits = {commit for run in runs for commit in run.commits}
-    if len(commits) > 1:
-        short = {commit[:10] for commit in commits}
-        notes.append(f"mixed git commits: {_list(short)}")
-    versions = defaultdict(set)
-    for run in runs:
-        for package, version in run.versions:
-            versions[package].add(version)
-    mixed = [f"{p} {_list(v)}" for p, v in sorted(versions.items()) if len(v) > 1]
-    if mixed:
-        notes.append(f"mixed versions: {'; '.join(mixed)}")
-    return [*notes, *_mixed_datasets(runs)]
-
-
-def _mixed_datasets(runs: list[Run]) -> list[str]:
-    notes = []
-    prints: dict[str, set[str]] = defaultdict(set)
-    references: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        if run.fingerprint:
-            prints[run.dataset].add(run.fingerprint[:12])
-        references[run.dataset].update(map(spell_reference, run.references))
-    for dataset, found in sorted(prints.items()):
-        if len(found) > 1:
-            notes.append(
-                f"{dataset}: mixed dataset fingerprints ({_list(found)}): not the same data"
-            )
-    for dataset, found in sorted(references.items()):
-        if len(found) > 1:
-            notes.append(
-                f"{dataset}: mixed reference returns ({_list(found)}): not the same normalized "
-                "score, hence columns of their own"
-            )
-    return notes
-
-
-def _list(names: Iterable[str], most: int = 6) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more

@@ -42,9 +42,12 @@ class Run:
     features: dict[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str | None = None
     commits: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()  # fingerprints of the program's sources
     versions: tuple[tuple[str, str], ...] = ()
     paper_protocol: bool | None = None
     references: tuple[Reference, ...] = ()  # of every leg, for a normalised score
+    reference_source: str | None = None  # of the first leg's
+    episodes: int | None = None  # per evaluation
 
     @property
     def reference(self) -> Reference | None:
@@ -136,6 +139,7 @@ def read_run(out: Path, folder: Path) -> Run:
     hyper = _get(path, config, "hyperparameters", dict, {})
     fingerprint = _get(path, data, "fingerprint", str, None)
     references = _references(path, legs) if unit == "normalized" else ()
+    protocol = _get(path, config, "protocol", dict, {})
     horizon = {"horizon": config["horizon"]} if config.get("horizon") is not None else {}
     return Run(
         path=folder,
@@ -153,9 +157,10 @@ def read_run(out: Path, folder: Path) -> Run:
         curve_steps=steps,
         curve=curve,
         dataset_return=_dataset_return(path, data, references[-1] if references else None),
-        features={**hyper, **horizon, "data": str(fingerprint)[:8]},
+        features={**hyper, **horizon, **protocol, "data": str(fingerprint)[:8]},
         fingerprint=fingerprint,
         commits=tuple(str(leg["git_commit"]) for leg in legs if leg.get("git_commit")),
+        codes=tuple(str(leg["code"]) for leg in legs if leg.get("code")),
         versions=tuple(
             sorted(
                 {(k, str(v)) for g in legs for k, v in _get(path, g, "versions", dict, {}).items()}
@@ -163,6 +168,8 @@ def read_run(out: Path, folder: Path) -> Run:
         ),
         paper_protocol=_flag(path, config, "paper_protocol"),
         references=references,
+        reference_source=_get(path, config, "reference_source", str, None),
+        episodes=_get(path, protocol, "eval_episodes", int, None),
     )
 
 

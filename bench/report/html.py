@@ -9,8 +9,9 @@ import html
 import re
 from typing import Any
 
-from bench.report.aggregate import QUICK, Column, Summary, column_key, spell_steps
+from bench.report.aggregate import Column, Summary, column_key, spell_steps
 from bench.report.collect import Run
+from bench.report.notes import QUICK, count
 from bench.report.plots import INK, Plot
 from bench.report.tables import CAPTION, DATASET_ROW, UNITS, number, view
 
@@ -104,13 +105,13 @@ def page(summary: Summary, runs: list[Run], plots: list[Plot]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">
-<title>Comparison: {algorithms} algorithms on {datasets} datasets</title>
+<title>Comparison: {count(algorithms, "algorithm")} on {count(datasets, "dataset")}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <h1>Comparison</h1>
-<p class="soft">{_count(len(runs), "run")}, {_count(algorithms, "algorithm")},
-{_count(datasets, "dataset")}</p>
+<p class="soft">{count(len(runs), "run")}, {count(algorithms, "algorithm")},
+{count(datasets, "dataset")}</p>
 {banner if summary.quick else ""}
 {f'<ul class="notes">{notes}</ul>' if notes else ""}
 <label for="filter">Filter the tables and the figures</label>
@@ -127,10 +128,6 @@ def page(summary: Summary, runs: list[Run], plots: list[Plot]) -> str:
 </body>
 </html>
 """
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" + ("" if n == 1 else "s")
 
 
 def _head(titles: list[tuple[str, str, bool]]) -> str:

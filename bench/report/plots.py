@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.report import stats
-from bench.report.aggregate import QUICK, Cell, Column, Row, RowKey, Summary
+from bench.report.aggregate import Cell, Column, Row, RowKey, Summary
 from bench.report.collect import Run
+from bench.report.notes import QUICK
 from bench.store import atomic_write
 
 if TYPE_CHECKING:

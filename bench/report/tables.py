@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.report import stats
-from bench.report.aggregate import QUICK, Cell, Column, Summary, spell_steps
+from bench.report.aggregate import Cell, Column, Summary, spell_steps
 from bench.report.collect import Run
+from bench.report.notes import QUICK
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ METRICS_HEADER = "step,name,value"
 SCORES_HEADER = "step,episode,return,length,normalized_score"
 IDENTITY = ("schema_version", "algorithm", "dataset", "config", "seed")  # never changes
 # What may change when a run is resumed and bears on its results: noted for each leg.
-PROVENANCE = ("versions", "git_commit", "device", "group", "cpu", "reference")
+PROVENANCE = ("versions", "git_commit", "code", "device", "group", "cpu", "reference")
 
 _SEED = re.compile(r"^seed-(\d+)$")
 
@@ -55,12 +55,13 @@ class RunFolder:
                 raise RunError(f"{what} {name!r}: cannot name a folder; it must not hold a '/'")
         self.path = Path(out) / "runs" / dataset / algo / config / f"seed-{int(seed)}"
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: dict[str, Any], *, anew: bool = False) -> None:
         """Write config.json once; RunError where another run's is there (IDENTITY differs).
 
         Whatever else changes between two legs of a run, say a corrected citation, does not make
         it another run: the first leg's configuration stays. Of PROVENANCE a later leg's values
-        are added to ``resumed_with`` where no leg before had them all.
+        are added to ``resumed_with`` where no leg before had them all. ``anew``: nothing that was
+        trained before is kept, so neither is its configuration.
         """
         path = self.path / "config.json"
         new = json.loads(json.dumps(config))
@@ -78,6 +79,8 @@ class RunFolder:
             raise RunError(
                 f"{path}: 'resumed_with' is {later!r}, not a list of objects; restore it"
             )
+        if anew:
+            return atomic_write(path, to_json(new))
         leg = _provenance(new)
         if leg not in map(_provenance, [old, *later]):
             atomic_write(path, to_json({**old, "resumed_with": [*later, leg]}))

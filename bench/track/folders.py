@@ -43,9 +43,15 @@ class Seed:
         return int(datetime.fromisoformat(text).timestamp() * 1000) if text else None
 
     def params(self) -> dict[str, str]:
+        """Its cell's but for ``seed`` and ``steps``. MLflow's parameters never change: a run that
+        is trained longer is mirrored anew."""
         flat = dict(_flatten(self.config.get("hyperparameters") or {}))
-        for key in ("algorithm", "dataset", "seed"):
-            flat.setdefault(key, self.config.get(key))
+        own = {key: self.config.get(key) for key in ("algorithm", "dataset", "seed", "profile")}
+        own |= _flatten(self.config.get("protocol") or {})  # eval_interval, eval_episodes
+        own["steps"] = self.status.get("steps")
+        for key, value in own.items():
+            if value is not None:
+                flat.setdefault(key, value)
         return {_clean(key): str(value)[:6000] for key, value in flat.items()}
 
     def tags(self) -> dict[str, str]:
@@ -145,7 +151,7 @@ def read_seed(out: Path, folder: Path) -> Seed:
     path = folder / "status.json"
     status = read_json(path) if path.exists() else {}
     config = read_json(folder / "config.json")
-    for key in ("hyperparameters", "data", "versions"):
+    for key in ("hyperparameters", "protocol", "data", "versions"):
         if not isinstance(config.get(key) or {}, dict):
             raise RunError(f"{folder / 'config.json'}: {key!r} is not an object; restore the file")
     return Seed(folder, folder.relative_to(out).as_posix(), config, status)

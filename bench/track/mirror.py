@@ -247,7 +247,7 @@ class Mirror:
             seed.cell, dataset, report, start_time=seed.millis("started"),
             run_name=f"{seed.name} {seed.config.get('config')}",
         )  # fmt: skip
-        params = {k: v for k, v in seed.params().items() if k != "seed"}
+        params = {k: v for k, v in seed.params().items() if k not in ("seed", "steps")}
         if "bench.described" not in parent.tags:
             self._describe(parent, seed, params)
         for _ in range(2):

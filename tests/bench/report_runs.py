@@ -58,6 +58,7 @@ def make_run(
             },
             "versions": {"python": "3.11.9", "torch": "2.13.0", "project": "0.1.0"},
             "git_commit": "a" * 40,
+            "code": "c" * 64,
             "device": "cpu",
             "group": [seed],
             "cpu": {"model": "test", "threads": 1},

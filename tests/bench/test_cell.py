@@ -13,7 +13,7 @@ from bench.data import load
 from bench.engine.cell import Cell, Task
 from bench.errors import RunError
 from bench.plan import Request, make_plan
-from bench.recipe import recipe_names
+from bench.recipes import recipe_names
 from bench.store import GroupLock
 from tests.bench.runs import pendulum_file
 

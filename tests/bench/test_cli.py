@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from bench import cli_data
 from bench.cli import main
+from bench.data import commands
 from bench.plan import Request, make_plan
-from tests.bench.runs import bench, pendulum_file, small_run
+from tests.bench.runs import bench, environment, pendulum_file, small_run
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +85,66 @@ def test_bad_files(
     assert "bad.hdf5" in line and named in line
 
 
-def test_truncated_file(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = tmp_path / "cut.hdf5"
-    bad.write_bytes(data.read_bytes()[:-200])
-    assert "cut.hdf5" in fails(capsys, *run_words(bad, tmp_path))
+def test_a_local_file_that_is_no_dataset_is_told_what_it_is(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: advice to fetch again what nobody fetched, and a folder called a missing file."""
+    (tmp_path / "folder").mkdir()
+    for name, content, said in (
+        ("cut.hdf5", data.read_bytes()[:-200], "damaged or cut short"),
+        ("text.hdf5", b"a,b\n1,2\n", r"is not HDF5 (it begins with b'a,b\n1,2\n')"),
+        ("notes.csv", b"a,b\n1,2\n", "is not HDF5"),
+        ("folder", None, "is a folder without data/metadata.json"),
+    ):
+        bad = tmp_path / name
+        if content is not None:
+            bad.write_bytes(content)
+        line = fails(capsys, *run_words(bad, tmp_path))
+        assert f"{bad}: " in line and said in line and "fetch" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--help"], 0),
+        (["run", "--help"], 0),
+        (["compare", "--help"], 0),
+        (["data", "--help"], 0),
+        (["data", "make", "--help"], 0),
+        (["ui", "--help"], 0),
+        (["run"], 2),
+        (["run", "--algo", "bc", "--seeds", "none"], 2),
+        (["run", "--algo", "td3bc"], 2),
+        (["run", "--algo", "bc", "--set", "batch_size"], 2),
+        (["data", "lst"], 2),
+    ],
+)
+def test_help_and_mistakes_load_nothing_heavy(words: list[str], status: int) -> None:
+    """Catches: an import at the top of a module that takes seconds to show a line of text."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "bench", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert done.returncode == status, done.stderr[-500:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "argparse" in loaded and "bench" in loaded
+    heavy = {"torch", "tensordict", "rlobj", "numpy", "pandas", "h5py", "matplotlib", "rich"}
+    assert not loaded & {*heavy, "gymnasium", "minari", "mlflow", "seaborn"}
+
+
+def test_the_handlers_of_data_exist() -> None:
+    """They are found by name."""
+    parser = argparse.ArgumentParser()
+    cli_data.register(parser.add_subparsers())
+    words = {"list": [], "check": ["x"], "import": ["x", "y"], "export": ["x", "y"]}
+    words |= {"make": ["x"], "combine": ["x", "y"]}
+    for command_, more in words.items():
+        args = parser.parse_args(["data", command_, *more])
+        assert callable(getattr(commands, f"run_{args.data_command}"))
 
 
 def test_discrete_data_is_refused_before_anything_trains(

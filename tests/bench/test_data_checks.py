@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from bench.cli_data import register
 from bench.data import DataWarning, load, render, report
-from bench.data.commands import register
 from tests.bench.data_files import CARTPOLE, assert_same, columns, discrete, without, write
 
 
@@ -157,7 +157,7 @@ def test_check_exits_2_for_errors_and_still_checks_the_rest(tmp_path, capsys):
     assert bench("check", bad, good, "--json") == 2
     shown = capsys.readouterr()
     assert [r["stats"]["episodes"] for r in json.loads(shown.out)] == [2]
-    assert shown.err.startswith(f"error: {bad}: not a readable HDF5 file")
+    assert shown.err.startswith(f"error: {bad}: is not HDF5")
 
 
 def test_check_strict_and_env_id_reach_the_loader(tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_list_shows_damage_in_its_row(root, capsys):
     assert bench("list", "toy/h*") == 2
     shown = capsys.readouterr()
     assert shown.out.splitlines()[1].split()[-1] == "damaged"
-    assert "here.hdf5: not a readable HDF5 file" in shown.err
+    assert "here.hdf5: is not HDF5" in shown.err
 
 
 def test_export_and_import(root, tmp_path, capsys):

@@ -221,7 +221,7 @@ def test_damaged_metadata(folder, text):
 
 def test_damaged_specification(folder):
     edit_metadata(folder, env_spec="{")
-    with pytest.raises(DataError, match="env_spec: is no table"):
+    with pytest.raises(DataError, match="env_spec: is no JSON object"):
         load("mine/small-v0")
 
 
@@ -242,5 +242,5 @@ def test_an_episode_without_its_last_observation(folder):
 def test_a_main_file_cut_short(folder):
     file = folder / "data" / "main_data.hdf5"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"main_data\.hdf5: not a readable HDF5 file"):
+    with pytest.raises(DataError, match=r"main_data\.hdf5: is HDF5, but damaged or cut short"):
         load("mine/small-v0")

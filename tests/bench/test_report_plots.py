@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from bench.report import compare, plots, stats
-from bench.report.aggregate import QUICK, Column, Summary, summarise
+from bench.report.aggregate import Column, Summary, summarise
 from bench.report.collect import collect
 from bench.report.html import page
+from bench.report.notes import QUICK
 from tests.bench.report_runs import make_run
 
 ALGOS = ("td3_bc", "iql", "cql", "bc", "dt")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bench.report import compare, tables
-from bench.report.aggregate import QUICK, Summary, summarise
+from bench.report.aggregate import Summary, summarise
 from bench.report.collect import collect
+from bench.report.notes import QUICK
 from tests.bench.report_runs import make_run
 
 HOSTILE = "a|b`c*d_e<script>alert(1)</script>&amp;$x^2${}\\%#~\"'"

@@ -56,9 +56,11 @@ def test_parents_children_parameters_tags_and_dataset(out):
     assert "mlflow.parentRunId" not in parent["tags"] and parent["metrics"] == []
     assert child["params"] == {
         "alpha": "2.5", "discount": "0.99", "algorithm": "td3_bc", "seed": "3",
-        "dataset": "lite/hopper/medium-v0",
+        "dataset": "lite/hopper/medium-v0", "profile": "paper", "steps": "10000",
+        "eval_interval": "1000", "eval_episodes": "5",
     }  # fmt: skip
-    assert parent["params"] == {k: v for k, v in child["params"].items() if k != "seed"}
+    shared = {k: v for k, v in child["params"].items() if k not in ("seed", "steps")}
+    assert parent["params"] == shared
     for name, value in {
         "mlflow.source.git.commit": "a" * 40, "bench.recipe": "td3_bc", "bench.state": "done",
         "bench.profile": "paper", "bench.version": "0.1.0", "bench.seed": "3",
@@ -155,6 +157,17 @@ def test_a_run_that_was_made_anew_is_mirrored_anew(out):
     found = mirrored(out)
     assert found[key(out, run)]["id"] != old and len(found) == 2
     assert found[key(out, run)]["metrics"] == expected(run, 10_000)
+
+
+def test_a_run_that_is_trained_longer_has_the_new_steps_and_all_values(out):
+    run = make_run(out)
+    sync(out)
+    run.append_metrics([(20_000, "loss/q", 0.5)])
+    run.set_status("done", step=20_000, steps=20_000)
+    sync(out)
+    found = mirrored(out)[key(out, run)]
+    assert found["params"]["steps"] == "20000"
+    assert found["metrics"] == expected(run, 20_000)
 
 
 def test_a_fallback_to_an_older_checkpoint_leaves_the_mirror_equal_to_the_disk(out):

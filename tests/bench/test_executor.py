@@ -1,0 +1,131 @@
+"""What the local executor says while it trains, with a worker that only talks."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench.engine.cell import Task
+from bench.executors import local
+from bench.executors.local import LocalExecutor, Pace, spell_left
+
+
+def events_of(total: int, interval: int, per_step: float, per_evaluation: float) -> Iterator[Any]:
+    """(step, time, is it an evaluation) as a worker reports them; warming up takes 40 s."""
+    now = 40.0
+    for step in range(1, total + 1):
+        now += per_step
+        if step % 50 == 0:
+            yield step, now, False
+        if step % interval == 0:
+            now += per_evaluation
+            yield step, now, True
+
+
+@pytest.mark.parametrize("interval", [20, 50, 70, 100, 200, 300])
+def test_estimates_are_right_from_the_first_one_on(interval: int) -> None:
+    """Catches: time from the start of the process, and a rate without evaluations."""
+    pace = Pace(1000, interval)
+    estimates: list[tuple[int, float | None]] = []
+    for step, now, evaluation in events_of(1000, interval, 0.1, 5.0):
+        pace.note(step, now, evaluation=evaluation)
+        if evaluation:
+            estimates.append((step, pace.left(step)))
+    known = [(step, left) for step, left in estimates if left is not None]
+    assert len(known) >= len(estimates) - 2
+    for step, left in known:
+        true = (1000 - step) * (0.1 + 5.0 / interval)
+        assert left == pytest.approx(true, rel=0.15 if step == known[0][0] else 1e-6)
+
+
+def test_nothing_is_claimed_before_it_is_known() -> None:
+    pace = Pace(1000, 200)
+    for step, now, evaluation in events_of(199, 200, 0.1, 5.0):
+        pace.note(step, now, evaluation=evaluation)
+        assert pace.left(step) is None
+    pace.note(200, 70.0, evaluation=True)
+    assert pace.left(200) == pytest.approx((70 - 45) / 150 * 800)
+
+
+def test_without_evaluations_every_report_counts() -> None:
+    pace = Pace(1000, 0)
+    pace.note(50, 100.0, evaluation=False)
+    assert pace.left(50) is None
+    pace.note(100, 105.0, evaluation=False)
+    assert pace.left(100) == pytest.approx(90)
+
+
+def test_the_estimate_follows_a_change_of_pace() -> None:
+    """Catches: a mean over the whole run. Slow for 1000 s, then ten times as fast."""
+    pace, now = Pace(10_000, 100), 0.0
+    for step in range(0, 5000, 100):
+        now += 20 if step < 4000 else 2
+        pace.note(step, now, evaluation=True)
+    for step in range(5000, 9000, 100):
+        now += 2
+        pace.note(step, now, evaluation=True)
+    assert pace.left(8900) == pytest.approx(22)
+
+
+def test_times_are_spelled() -> None:
+    seconds = [None, 0.4, 45, 89, 100, 600, 3599, 12_000]
+    assert [spell_left(s) for s in seconds] == [
+        "", "0 s left", "45 s left", "89 s left", "2 min left", "10 min left", "1 h 0 min left",
+        "3 h 20 min left",
+    ]  # fmt: skip
+
+
+def task() -> Task:
+    record = {"label": "BC", "dataset": "a[b]c", "env_id": "Pendulum-v1"}
+    return Task("out", "x", None, "bc", "0" * 12, (0, 1), 100, {}, 20, 1, record=record)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]], terminal: bool) -> str:
+    """What the executor prints of a worker that reports ``events``."""
+
+    def start(task: Task) -> subprocess.Popen[str]:
+        text = "\n".join(map(json.dumps, events))
+        return subprocess.Popen(
+            [sys.executable, "-c", "import sys; print(sys.argv[1])", text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    monkeypatch.setattr(local, "_start", start)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=200)
+    assert LocalExecutor(1, console).run([task()]).failed == []
+    return file.getvalue()
+
+
+EVENTS = [
+    {"event": "start", "step": 40},
+    {"event": "progress", "step": 50, "rate": 12.3},
+    {"event": "score", "step": 60, "score": 1.0, "unit": "return"},
+    {"event": "score", "step": 80, "score": 2.0, "unit": "return"},
+]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_going_on_from_a_checkpoint_is_announced(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    text = said(monkeypatch, EVENTS, terminal)
+    assert "BC · a[b]c · seed 0,1: resuming from step 40" in text
+    assert "resuming" not in said(monkeypatch, [{"event": "start", "step": 0}], terminal)
+
+
+def test_a_log_has_a_line_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = said(monkeypatch, EVENTS[:2] + EVENTS[3:], False).splitlines()
+    assert lines[0] == "BC · a[b]c · seed 0,1: started (100 steps)"
+    assert lines[2].startswith("BC · a[b]c · seed 0,1: step 80/100 · 12/s · 0 s left · return 2.0")
+    early = said(monkeypatch, [EVENTS[0], EVENTS[2]], False).splitlines()
+    assert early[2] == "BC · a[b]c · seed 0,1: step 60/100 · return 1.0"  # nothing is known yet
