@@ -99,7 +99,7 @@ faults: ## kill, fill and damage things, and see that runs survive or say why no
 
 clean: ## remove caches and builds; .venv, results and downloads stay
 	@rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache *.egg-info
-	@find . -name .venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -name '.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # needs: the command line must list this subcommand; a broken command line shows its own error.
 define needs

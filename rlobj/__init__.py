@@ -2,10 +2,11 @@
 
 from rlobj.awac import AWACLoss
 from rlobj.bc import BCLoss
+from rlobj.cal_ql import CalQLLoss
 from rlobj.common import LossModule
 from rlobj.cql import CQLLoss
 from rlobj.ddpg import DDPGLoss
-from rlobj.decision_transformer import DTLoss
+from rlobj.decision_transformer import DTLoss, OnlineDTLoss
 from rlobj.discrete_cql import DiscreteCQLLoss
 from rlobj.dqn import DistributionalDQNLoss, DQNLoss
 from rlobj.edac import EDACLoss
@@ -18,17 +19,21 @@ from rlobj.td3_bc import TD3BCLoss
 from rlobj.utils import (
     HardUpdate,
     SoftUpdate,
+    TargetNetUpdater,
     ValueEstimators,
     default_value_kwargs,
     distance_loss,
     hold_out_net,
     hold_out_params,
+    next_state_value,
 )
+from rlobj.xql import XQLLoss
 
 __all__ = [
     "AWACLoss",
     "BCLoss",
     "CQLLoss",
+    "CalQLLoss",
     "DDPGLoss",
     "DQNLoss",
     "DTLoss",
@@ -40,15 +45,19 @@ __all__ = [
     "HardUpdate",
     "IQLLoss",
     "LossModule",
+    "OnlineDTLoss",
     "REDQLoss",
     "ReBRACLoss",
     "SACLoss",
     "SoftUpdate",
     "TD3BCLoss",
     "TD3Loss",
+    "TargetNetUpdater",
     "ValueEstimators",
+    "XQLLoss",
     "default_value_kwargs",
     "distance_loss",
     "hold_out_net",
     "hold_out_params",
+    "next_state_value",
 ]

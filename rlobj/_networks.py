@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
@@ -10,9 +10,12 @@ from typing import Any, cast
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase
-from tensordict.utils import Buffer
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
+
+# vmap costs as much as seven calls of a small network, so a few members run one by one. Where
+# parameters are bound, somebody traces or vmaps over seeds, and members are one axis more.
+FEW = 4
 
 
 class Networks(TensorDictModuleBase):
@@ -51,19 +54,28 @@ class Networks(TensorDictModuleBase):
         members = list(module) if isinstance(module, (Sequence, nn.ModuleList)) else [module]
         if several:
             if expand_dim is not None and expand_dim != len(members):
-                raise ValueError(f"{module_name}: {len(members)} networks given for {expand_dim}")
+                raise RuntimeError(f"{module_name}: {len(members)} networks given for {expand_dim}")
             params = stack([TensorDict.from_module(m) for m in members])
         else:
             params = TensorDict.from_module(members[0])
             shared = {id(p) for p in compare_against or ()}
-            params = params.apply(lambda p: own_copy(p, shared, expand_dim), filter_empty=False)
+            size = [] if expand_dim is None else [expand_dim]
+            params = params.apply(
+                lambda p: own_copy(p, shared, expand_dim), batch_size=size, filter_empty=False
+            )
         params = TensorDictParams(params, no_convert=True)
         self.__dict__[module_name] = stateless(members[0])
         setattr(self, f"{module_name}_params", params)
         if create_target_params:
-            frozen = params.data.apply(lambda p: Buffer(p.clone()), filter_empty=False)
+            frozen = params.data.apply(lambda p: nn.Buffer(p.clone()), filter_empty=False)
             setattr(self, f"target_{module_name}_params", TensorDictParams(frozen, no_convert=True))
-        self._networks[module_name] = {"ensemble": ensemble, "delayed": create_target_params}
+        found = places(self.__dict__[module_name])
+        self._networks[module_name] = {
+            "ensemble": ensemble,
+            "delayed": create_target_params,
+            "keys": [key for _, _, key in found],
+            "places": [(held, leaf) for held, leaf, _ in found],
+        }
 
     def reset_parameters_recursive(self) -> None:
         """Initialise all networks anew, each member of an ensemble by itself, and set the delayed
@@ -87,11 +99,14 @@ class Networks(TensorDictModuleBase):
             raise
 
     def _params_of(self, name: str, target: bool, detach: bool) -> dict[str, Tensor]:
+        """The tensors to compute with, in the order of the network's places."""
         delayed = target and self._networks[name]["delayed"]
         attribute = f"target_{name}_params" if delayed else f"{name}_params"
-        own, bound = getattr(self, attribute).flatten_keys(".").items(), self._bound or {}
-        params = {k: bound.get(f"{attribute}.{k}", v) for k, v in own}
-        return {k: v.detach() for k, v in params.items()} if target or detach else params
+        own, keys = flat(getattr(self, attribute)), self._networks[name]["keys"]
+        if self._bound:
+            own = {k: self._bound.get(f"{attribute}.{k}", own[k]) for k in keys}
+        cut = target or detach  # always: under vmap a tensor does not say that it needs a gradient
+        return {k: own[k].detach() if cut else own[k] for k in keys}
 
     def run_network(
         self,
@@ -100,50 +115,69 @@ class Networks(TensorDictModuleBase):
         *,
         target: bool = False,
         detach: bool = False,
+        first: bool = False,
         members: Tensor | None = None,
         own_inputs: bool = False,
-    ) -> TensorDict:
+    ) -> dict[NestedKey, Tensor]:
         """Outputs of a registered network on its ``in_keys`` of ``tensordict``.
 
         An ensemble's outputs gain a leading axis. ``target`` uses the delayed parameters,
-        ``detach`` cuts the gradient to the parameters (not to the inputs). ``members`` are the
-        indices of those to run instead of all; with ``own_inputs`` the first axis of
-        ``tensordict`` holds one batch for each.
+        ``detach`` cuts the gradient to the parameters (not to the inputs). ``first`` runs the
+        first member alone, without that axis. ``members`` are the indices of those to run instead
+        of all; with ``own_inputs`` the first axis of ``tensordict`` holds one batch for each.
         """
         net = self.__dict__[name]
-        params = self._params_of(name, target, detach)
+        params = list(self._params_of(name, target, detach).values())
         inputs = tensordict.select(*net.in_keys)
 
-        def call(p: dict[str, Tensor], x: TensorDictBase = inputs) -> dict[NestedKey, Tensor]:
-            out = functional_call(net, p, (x.copy(),))
-            return {k: out.get(k) for k in net.out_keys}
+        def call(p: Sequence[Tensor], x: TensorDictBase) -> tuple[Tensor, ...]:
+            out = self._holding(name, p, net, x)
+            return tuple(out.get(k) for k in net.out_keys)
 
-        if not self._networks[name]["ensemble"]:
-            return TensorDict(call(params), inputs.batch_size)
-        if members is not None:
-            params = {k: v[members] for k, v in params.items()}
-        batch = inputs.batch_size[1:] if own_inputs else inputs.batch_size
-        size = next(iter(params.values())).shape[0]
-        if self.deactivate_vmap:
-            each = [inputs[i] if own_inputs else inputs for i in range(size)]
-            outs = [call({k: v[i] for k, v in params.items()}, x) for i, x in enumerate(each)]
-            stacked = {k: torch.stack([m[k] for m in outs]) for k in outs[0]}
-        elif own_inputs:
-            parts = {k: inputs.get(k) for k in net.in_keys}
-            own = vmap(lambda p, x: call(p, TensorDict(x, batch)), randomness=self.vmap_randomness)
-            stacked = own(params, parts)
+        if first:
+            params = [p[0] for p in params]
+        if first or not self._networks[name]["ensemble"]:
+            found: Sequence[Tensor] = call(params, inputs)
         else:
-            stacked = vmap(call, randomness=self.vmap_randomness)(params)
-        return TensorDict(stacked, (size, *batch))
+            params = params if members is None else [p[members] for p in params]
+            found = self._each_member(call, params, inputs, own_inputs)
+        return dict(zip(net.out_keys, found, strict=True))
+
+    def _each_member(
+        self, call: Callable, params: list[Tensor], inputs: TensorDictBase, own_inputs: bool
+    ) -> Sequence[Tensor]:
+        """The outputs of ``call(params, inputs)`` of every member, stacked."""
+        size, how = len(params[0]), self.vmap_randomness
+        if self.deactivate_vmap or (size <= FEW and self._bound is None):
+            each = inputs.unbind(0) if own_inputs else [inputs.copy() for _ in range(size)]
+            members = zip(*(p.unbind(0) for p in params), strict=True)
+            outs = [call(p, x) for p, x in zip(members, each, strict=True)]
+            return [torch.stack(values) for values in zip(*outs, strict=True)]
+        if not own_inputs:
+            return vmap(lambda *p: call(p, inputs.copy()), randomness=how)(*params)
+        own = vmap(lambda p, x: call(p, TensorDict(x, inputs.batch_size[1:])), randomness=how)
+        return own(params, dict(inputs.items(True, True)))
 
     def distribution(
         self, tensordict: TensorDictBase, *, target: bool = False, detach: bool = False
     ) -> torch.distributions.Distribution:
         """The actor's action distribution on ``tensordict`` (parameters as in run_network)."""
         net = self.__dict__["actor_network"]
-        params = self._params_of("actor_network", target, detach)
-        inputs = tensordict.select(*net.in_keys)
-        return functional_call(DistOf(net), {f"net.{k}": v for k, v in params.items()}, (inputs,))
+        params = list(self._params_of("actor_network", target, detach).values())
+        return self._holding("actor_network", params, net.get_dist, tensordict.select(*net.in_keys))
+
+    def _holding(self, name: str, tensors: Sequence[Tensor], method: Callable, *args: Any) -> Any:
+        """``method(*args)`` while the network holds these tensors. As functional_call does, but
+        the places to put them are looked up once, not at each call: half of a small update."""
+        places = self._networks[name]["places"]
+        own = [held[leaf] for held, leaf in places]
+        for (held, leaf), tensor in zip(places, tensors, strict=True):
+            held[leaf] = tensor
+        try:
+            return method(*args)
+        finally:
+            for (held, leaf), tensor in zip(places, own, strict=True):
+                held[leaf] = tensor
 
     def get_stateful_net(self, network_name: str, copy: bool | None = None) -> nn.Module:
         """A network of this loss with its parameters in place (a copy unless ``copy=False``)."""
@@ -153,9 +187,16 @@ class Networks(TensorDictModuleBase):
         return net
 
     def from_stateful_net(self, network_name: str, stateful_net: nn.Module) -> None:
-        """Load the parameters of ``stateful_net`` into the network of that name."""
-        source = TensorDict.from_module(stateful_net)
-        getattr(self, f"{network_name}_params").data.update_(source.data)
+        """Load the parameters of ``stateful_net`` into the network of that name.
+
+        Raises:
+            RuntimeError: when the two differ in names of parameters.
+        """
+        own, source = getattr(self, f"{network_name}_params"), TensorDict.from_module(stateful_net)
+        differing = set(own.keys(True, True)) ^ set(source.keys(True, True))
+        if differing:
+            raise RuntimeError(f"not the parameters of {network_name}: {differing} are in one only")
+        own.data.update_(source.data)
 
     @contextmanager
     def bind(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
@@ -189,7 +230,13 @@ class Networks(TensorDictModuleBase):
         return found
 
     def set_vmap_randomness(self, value: str) -> None:
-        """How random draws behave across an ensemble: "different" (default), "same", "error"."""
+        """How random draws behave across an ensemble: "different" (default), "same", "error".
+
+        Raises:
+            ValueError: on another value.
+        """
+        if value not in ("different", "same", "error"):
+            raise ValueError(f"vmap randomness is 'different', 'same' or 'error', not {value!r}")
         self.vmap_randomness = value
 
     def train(self, mode: bool = True) -> Networks:
@@ -199,15 +246,21 @@ class Networks(TensorDictModuleBase):
         return super().train(mode)
 
 
-class DistOf(nn.Module):
-    """Lets functional_call reach ``get_dist`` of an actor."""
+def places(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Where a module keeps its tensors: (dict, name there, full name)."""
+    return [
+        (held, leaf, f"{prefix}.{leaf}" if prefix else leaf)
+        for prefix, module in net.named_modules(remove_duplicate=False)
+        for held in (module._parameters, module._buffers)
+        for leaf, tensor in held.items()
+        if tensor is not None
+    ]
 
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
 
-    def forward(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
-        return cast(Any, self.net).get_dist(tensordict)
+def flat(params: TensorDictParams) -> dict[str, Tensor]:
+    """Parameters and buffers by their names with dots; a tied one under each of its names."""
+    # what named_parameters and named_buffers walk, at a tenth of their time
+    return cast(dict[str, Tensor], {**params._parameters, **params._buffers})
 
 
 def own_copy(param: Tensor, shared: set[int], expand_dim: int | None) -> Tensor:
@@ -215,23 +268,28 @@ def own_copy(param: Tensor, shared: set[int], expand_dim: int | None) -> Tensor:
     another network already trains it."""
     if id(param) in shared:
         held = param.data
-        return Buffer(held.expand(expand_dim, *held.shape) if expand_dim else held)
+        return nn.Buffer(held.expand(expand_dim, *held.shape) if expand_dim else held)
     if expand_dim is None:
         return param
     copies = param.data.expand(expand_dim, *param.shape).clone()
     if not isinstance(param, nn.Parameter):
-        return Buffer(copies)
+        return nn.Buffer(copies)
     return nn.Parameter(copies.uniform_(param.data.min().item(), param.data.max().item()))
 
 
 def stack(members: list[TensorDict]) -> TensorDict:
-    """The parameters of an ensemble's members along a new leading axis."""
+    """The parameters of an ensemble's members along a new leading axis; one that all members share
+    stays one, repeated."""
 
     def together(first: Tensor, *rest: Tensor) -> Tensor:
+        if rest and all(r is first for r in rest):
+            return first.expand(len(members), *first.shape)
         stacked = torch.stack([first.data, *(r.data for r in rest)])
-        return nn.Parameter(stacked) if isinstance(first, nn.Parameter) else Buffer(stacked)
+        return nn.Parameter(stacked) if isinstance(first, nn.Parameter) else nn.Buffer(stacked)
 
-    return cast(TensorDict, members[0].apply(together, *members[1:], filter_empty=False))
+    size = [len(members)]
+    stacked = members[0].apply(together, *members[1:], batch_size=size, filter_empty=False)
+    return cast(TensorDict, stacked)
 
 
 def stateless(module: nn.Module) -> nn.Module:
@@ -240,7 +298,7 @@ def stateless(module: nn.Module) -> nn.Module:
 
     def meta(p: Tensor) -> Tensor:
         empty = p.data.to("meta")
-        return nn.Parameter(empty) if isinstance(p, nn.Parameter) else Buffer(empty)
+        return nn.Parameter(empty) if isinstance(p, nn.Parameter) else nn.Buffer(empty)
 
     with params.apply(meta, filter_empty=False).to_module(module):
         return deepcopy(module)
@@ -251,7 +309,7 @@ def reset_parameters(net: nn.Module, params: TensorDictParams, ensemble: bool) -
     they are built; layers without ``reset_parameters`` keep theirs."""
     held = params.data
     for i in range(next(iter(held.values(True, True))).shape[0] if ensemble else 1):
-        member = held.apply(lambda p, i=i: p[i]) if ensemble else held
+        member = held[i] if ensemble else held
         fresh = deepcopy(net)
         member.clone().to_module(fresh)
         for layer in fresh.modules():

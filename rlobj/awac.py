@@ -10,6 +10,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import InteractionType, dispatch
 from torch import Tensor, nn
 
+from rlobj._parts import part
 from rlobj.common import LossModule
 from rlobj.modules.distributions import rsample_and_log_prob
 from rlobj.utils import ValueEstimators, distance_loss
@@ -78,6 +79,7 @@ class AWACLoss(LossModule):
             compare_against=list(actor_network.parameters()) if separate_losses else None,
         )
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-exp(A / lambda) log pi(a|s)`` with ``A = min_i Q_i(s, a) - min_i Q_i(s, b)`` and one
         ``b ~ pi(.|s)``, per sample; the weights are not normalised."""
@@ -90,6 +92,7 @@ class AWACLoss(LossModule):
             weight = (advantage / self.temperature).exp().clamp(max=self.max_weight)
         return -weight * dist.log_prob(action), {"log_prob": own_log_prob, "weight": weight}
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error against ``r + gamma min_i Q'_i(s', a')`` with ``a' ~ pi(.|s')``, summed
         over critics, per sample."""
@@ -104,7 +107,6 @@ class AWACLoss(LossModule):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         qvalue, q_info = self.qvalue_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
-from tensordict.nn import InteractionType, set_interaction_type
+from tensordict.nn import InteractionType
 from torch import Tensor
 
 from rlobj._networks import Networks
+from rlobj._parts import in_loss_mode, once
 from rlobj.utils import ValueEstimators, default_value_kwargs, value_type_of, weight_like
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -27,17 +28,6 @@ _MASK_KEYS: tuple[NestedKey, ...] = (("collector", "mask"), "shifted_valid")
 
 def _next(key: NestedKey) -> NestedKey:
     return unravel_key(("next", key))
-
-
-def _in_loss_mode(method: Callable) -> Callable:
-    """Run a loss method with the loss's own sampling mode (deterministic unless it says else)."""
-
-    @functools.wraps(method)
-    def wrapper(self: LossModule, *args: Any, **kwargs: Any) -> Any:
-        with set_interaction_type(self.deterministic_sampling_mode):
-            return method(self, *args, **kwargs)
-
-    return wrapper
 
 
 class LossModule(Networks):
@@ -68,7 +58,7 @@ class LossModule(Networks):
         for name, method in list(vars(cls).items()):
             is_loss = name == "forward" or (name.endswith("loss") and not name.startswith("_"))
             if is_loss and callable(method):
-                setattr(cls, name, _in_loss_mode(method))
+                setattr(cls, name, in_loss_mode(method))
 
     def __init__(
         self,
@@ -84,16 +74,19 @@ class LossModule(Networks):
         if scalar_output_mode not in _SCALAR_MODES:
             modes = f"choose one of {_SCALAR_MODES}"
             raise ValueError(f"scalar_output_mode {scalar_output_mode!r}: {modes}")
-        self.scalar_output_mode = scalar_output_mode if self.reduction == "none" else None
+        # as upstream, scalars do not stand among per-sample losses unless asked for
+        self.scalar_output_mode = (scalar_output_mode or "exclude") if reduction == "none" else None
         if self.scalar_output_mode == "exclude":
             self.out_keys = [k for k in self.out_keys if k not in self.scalar_keys]
         self.deactivate_vmap = deactivate_vmap
-        self.loss_mask_key: NestedKey | None = "auto"
+        self.loss_mask_key = "auto"
         self.use_prioritized_weights: bool | str = False
         self.value_type: Any = self.default_value_estimator
         self._tensor_keys = self._AcceptedKeys()
         self._value_estimator: Any = None
+        self._given_in_keys: list[NestedKey] | None = None
         self._updated = False
+        self._seen: dict | None = None  # results that a forward under way shares
 
     # ---------------------------------------------------------- coefficients
 
@@ -106,8 +99,17 @@ class LossModule(Networks):
         dtype: torch.dtype | None = None,
     ) -> None:
         """Hold a coefficient as a scalar buffer (None: none yet), so that it is saved and a
-        schedule can set it: ``loss.<name> = 0.5`` writes in place."""
+        schedule can set it: ``loss.<name> = 0.5`` writes in place.
+
+        Raises:
+            ValueError: on anything but one number.
+        """
         if value is not None:
+            one = isinstance(value, (int, float)) or (
+                isinstance(value, Tensor) and value.numel() == 1
+            )
+            if isinstance(value, bool) or not one:
+                raise ValueError(f"{name} must be a number or a scalar tensor, got {value!r}")
             dtype = dtype or torch.get_default_dtype()
             value = torch.as_tensor(value, device=device, dtype=dtype).detach().clone()
         self.register_buffer(name, value)
@@ -144,17 +146,21 @@ class LossModule(Networks):
         for name, key in kwargs.items():
             if name not in known:
                 raise ValueError(f"{name!r} is not a key of {type(self).__name__}: {list(known)}")
-            setattr(self._tensor_keys, name, known[name] if key is None else key)
+            setattr(self._tensor_keys, name, known[name] if key is None else unravel_key(key))
+        self._given_in_keys = None
         if self._value_estimator is not None:
             self._value_estimator.set_keys(**self._estimator_keys())
 
     def _estimator_keys(self) -> dict[str, NestedKey]:
-        names = ("reward", "done", "terminated")
+        names = ("advantage", "value_target", "value", "reward", "done", "terminated")
         return {n: getattr(self.tensor_keys, n) for n in names if hasattr(self.tensor_keys, n)}
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Entries the loss reads: derived from its networks' inputs and its accepted keys."""
+        """Entries the loss reads: derived from its networks' inputs and its accepted keys, unless
+        they are set; :meth:`set_keys` derives them anew."""
+        if self._given_in_keys is not None:
+            return self._given_in_keys
         keys = [unravel_key(k) for n in self._networks for k in self.__dict__[n].in_keys]
         if hasattr(self.tensor_keys, "reward"):
             acted = getattr(self.tensor_keys, "action", None)
@@ -165,12 +171,24 @@ class LossModule(Networks):
         return list(dict.fromkeys(unravel_key(k) for k in [*keys, *self._also_read()]))
 
     @in_keys.setter
-    def in_keys(self, values: Sequence[NestedKey]) -> None:
-        raise AttributeError("in_keys follow from the networks and set_keys: rename those instead")
+    def in_keys(self, values: Sequence[NestedKey] | None) -> None:
+        self._given_in_keys = None if values is None else list(values)
 
     def _also_read(self) -> list[NestedKey]:
         """Entries that a loss reads besides."""
         return []
+
+    @property
+    def loss_mask_key(self) -> NestedKey | None:
+        """The entry that marks what counts; "auto": those that samplers and value estimators
+        write; None: everything counts."""
+        return self._loss_mask_key
+
+    @loss_mask_key.setter
+    def loss_mask_key(self, value: NestedKey | None) -> None:
+        if value is not None and not isinstance(value, (str, tuple)):
+            raise ValueError(f"loss_mask_key must be 'auto', None or a key, got {value!r}")
+        self._loss_mask_key = value
 
     # --------------------------------------------------------------- networks
 
@@ -179,19 +197,25 @@ class LossModule(Networks):
         """Whether the loss holds its networks' parameters apart from the modules: always."""
         return True
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
     def mark_updated(self) -> None:
         """Called by a target updater: silences the warning about targets that never move."""
         self._updated = True
 
     def _warn_if_targets_stand_still(self) -> None:
         if not self._updated and self._bound is None and self.delayed_networks():
-            warnings.warn(self.TARGET_NET_WARNING, UserWarning, stacklevel=4)
+            warnings.warn(self.TARGET_NET_WARNING, UserWarning, stacklevel=5)
 
     def _q(self, tensordict: TensorDictBase, action: Tensor, **which: Any) -> Tensor:
         """Q-values of ``action``, ``[n_critics, *batch]``; ``which`` as in run_network."""
-        inputs = tensordict.copy().set(self.tensor_keys.action, action)
+        read = self.__dict__["qvalue_network"].in_keys
+        inputs = tensordict.select(*read, strict=False).set(self.tensor_keys.action, action)
         out = self.run_network("qvalue_network", inputs, **which)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return out[self.tensor_keys.state_action_value].squeeze(-1)
 
     # ------------------------------------------------------- value estimation
 
@@ -200,7 +224,7 @@ class LossModule(Networks):
 
         Args:
             value_type: a member of ValueEstimators, its name, a subclass of ValueEstimatorBase, or
-                an instance (without ``hyperparams``).
+                an instance (without ``hyperparams``), which keeps its keys.
 
         Raises:
             KeyError: on an unknown alias.
@@ -215,6 +239,7 @@ class LossModule(Networks):
             if hyperparams:
                 raise TypeError(f"a built estimator takes no {list(hyperparams)}: give its class")
             self.value_type, self._value_estimator = type(value_type), value_type
+            return self
         elif isinstance(value_type, type):
             cls = cast(type[ValueEstimatorBase], value_type)
             self.value_type, self._value_estimator = cls, cls.for_loss(self, **hyperparams)
@@ -241,11 +266,20 @@ class LossModule(Networks):
 
     # --------------------------------------------------------------- reduction
 
-    def _mask(self, tensordict: TensorDictBase) -> Tensor | None:
+    def _masks(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """The batch's masks; an entry counts where all are True."""
         keys = _MASK_KEYS if self.loss_mask_key == "auto" else (self.loss_mask_key,)
         masks = [tensordict.get(k, None) for k in keys if k is not None]
-        masks = [m for m in masks if m is not None]
-        return functools.reduce(torch.logical_and, masks) if masks else None
+        return [m for m in masks if m is not None]
+
+    @once
+    def _mask(self, tensordict: TensorDictBase) -> Tensor | None:
+        masks = self._masks(tensordict)
+        if not masks:
+            return None
+        ndim = max(m.ndim for m in masks)
+        masks = [m.reshape(m.shape + (1,) * (ndim - m.ndim)) for m in masks]
+        return functools.reduce(torch.logical_and, masks)
 
     def _weight(self, tensordict: TensorDictBase) -> Tensor | None:
         if self.use_prioritized_weights is False:
@@ -258,37 +292,51 @@ class LossModule(Networks):
             )
         return weight
 
-    def reduce(self, value: Tensor, tensordict: TensorDictBase | None = None) -> Tensor:
-        """Apply mask, priority weights and the reduction to a per-sample term.
+    def reduce(
+        self, value: Tensor, tensordict: TensorDictBase | None = None, reduction: str | None = None
+    ) -> Tensor:
+        """Apply mask, priority weights and the reduction (None: the loss's own) to a per-sample
+        term.
 
-        Masks are applied as weights, not by indexing, so that shapes never depend on values.
+        Masked entries count as 0 whatever they hold, and shapes never depend on values.
         """
+        reduction = reduction or self.reduction
         weight = self._weight(tensordict) if tensordict is not None else None
         mask = self._mask(tensordict) if tensordict is not None else None
-        if mask is not None:
-            mask = mask.to(value.dtype)
-            weight = mask if weight is None else weight * mask
         if weight is not None:
             weight = weight_like(weight, value)
             value = value * weight
-        if self.reduction == "none":
+        if mask is not None:
+            mask = weight_like(mask, value)
+            value = torch.where(mask, value, 0)
+            count = mask.sum().clamp(min=1) if weight is None else (weight * mask).sum()
+        elif weight is not None:
+            count = weight.sum()
+        if reduction == "none":
             return value
-        if self.reduction == "sum":
+        if reduction == "sum":
             return value.sum()
-        return value.mean() if weight is None else value.sum() / weight.sum()
+        return value.mean() if weight is None and mask is None else value.sum() / count
 
     def output(
         self, losses: Mapping[str, Tensor], info: Mapping[str, Tensor], tensordict: TensorDictBase
     ) -> TensorDict:
         """What ``forward`` returns: the reduced losses and ``info``, whose ``scalar_keys`` are
-        left out or become non-tensors where ``scalar_output_mode`` says so."""
-        out = TensorDict({k: self.reduce(v, tensordict) for k, v in losses.items()})
+        left out or become non-tensors where ``scalar_output_mode`` says so. Where per-sample
+        losses are all that is left, it has the shape of the batch."""
+        per_sample = self.reduction == "none" and set(info) <= set(self.scalar_keys)
+        shape = tensordict.batch_size if per_sample else ()
+        out = TensorDict({k: self.reduce(v, tensordict) for k, v in losses.items()}, shape)
         for key, value in info.items():
             if self.scalar_output_mode is None or key not in self.scalar_keys:
                 out.set(key, value)
             elif self.scalar_output_mode == "non_tensor":
                 out.set_non_tensor(key, value)
         return out
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The terms of the loss, ``loss_*``, and what else :attr:`out_keys` names."""
+        raise NotImplementedError
 
     def reset(self) -> None:
         """Losses without running state have nothing to reset."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlobj import noise
 from rlobj._arguments import refuse
+from rlobj._parts import once, part
 from rlobj.discrete_cql import DiscreteCQLLoss as DiscreteCQLLoss
 from rlobj.entropy import EntropyLoss
 from rlobj.modules.distributions import rsample_and_log_prob
@@ -113,14 +114,18 @@ class CQLLoss(EntropyLoss):
             self.out_keys = [*self.out_keys, "loss_alpha_prime"]
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
         self.convert_to_functional(
-            qvalue_network, "qvalue_network", expand_dim=2, create_target_params=delay_qvalue
+            qvalue_network,
+            "qvalue_network",
+            expand_dim=2,
+            create_target_params=delay_qvalue,
+            compare_against=list(actor_network.parameters()),
         )
         spec = action_spec if action_spec is not None else getattr(actor_network, "spec", None)
         entropy = self._resolve_target_entropy(target_entropy, spec)
         self.register_buffer("target_entropy_buffer", torch.tensor(entropy))
-        low, high = bounds_of(spec)
-        self.register_buffer("low", low.detach().clone(), persistent=False)
-        self.register_buffer("high", high.detach().clone(), persistent=False)
+        if not upstream:
+            for name, bound in zip(("low", "high"), bounds_of(spec), strict=True):
+                self.register_buffer(name, bound.detach().clone(), persistent=False)
 
     @property
     def target_entropy(self) -> Tensor:
@@ -136,50 +141,60 @@ class CQLLoss(EntropyLoss):
         inputs = {k: v.expand(*lead, *v.shape) for k, v in seen.items()}
         inputs[self.tensor_keys.action] = action
         out = self.run_network("qvalue_network", TensorDict(inputs, shape), **which)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return out[self.tensor_keys.state_action_value].squeeze(-1)
 
+    @once
+    def _policy(self, tensordict: TensorDictBase) -> torch.distributions.Distribution:
+        return self.distribution(tensordict)
+
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``alpha * log pi(a|s) - min_i Q_i(s, a)`` with ``a ~ pi``, per sample."""
-        action, log_prob = rsample_and_log_prob(self.distribution(tensordict))
+        action, log_prob = rsample_and_log_prob(self._policy(tensordict))
         q = self._q(tensordict, action, detach=True).min(0).values
         return self.alpha * log_prob - q, {"log_prob": log_prob.detach()}
 
+    @part
     def actor_bc_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``alpha * log pi(b|s) - log pi(a|s)`` with ``b ~ pi`` and ``a`` from the data: the
         warm-up objective of the authors' code."""
-        dist = self.distribution(tensordict)
+        dist = self._policy(tensordict)
         _, log_prob = rsample_and_log_prob(dist)
         data = dist.log_prob(tensordict.get(self.tensor_keys.action))
         return self.alpha * log_prob - data, {"bc_log_prob": data.detach()}
 
     def _next_value(self, tensordict: TensorDictBase) -> Tensor:
         after = tensordict.get("next")
-        dist = self.distribution(after, target=True)
+        dist = self._policy(after)
         if self.max_q_backup:
-            actions, _ = rsample_and_log_prob(dist, (self.num_random,))
+            if self.upstream:
+                rsample_and_log_prob(dist)  # drawn there, too, and not used
+                actions, _ = self._action_per_row(after)
+            else:
+                actions, _ = rsample_and_log_prob(dist, (self.num_random,))
             return self._q(after, actions, target=True).max(1).values.min(0).values
         action, log_prob = rsample_and_log_prob(dist)
         value = self._q(after, action, target=True).min(0).values
         return value if self.deterministic_backup else value - self.alpha * log_prob
 
+    @part
     def q_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error summed over critics, per sample."""
         with torch.no_grad():
             target = self.bootstrap(tensordict, self._next_value(tensordict))
         q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
         loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
-        info = {"td_error": (q - target).detach().pow(2).max(0).values, "pred_value": q.detach()}
-        return loss, info
+        return loss, {"td_error": (q - target).detach().pow(2), "pred_value": q.detach()}
 
     def _sampled_actions(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Actions ``[3 n, *batch, a]`` (uniform, pi(s), pi(s')) and their log-densities.
 
         One policy pass per observation, then ``n`` samples of it.
         """
-        n, after = self.num_random, tensordict.get("next")
+        n, policy = self.num_random, self._policy(tensordict)
         with torch.no_grad():
-            here, here_lp = rsample_and_log_prob(self.distribution(tensordict), (n,))
-            there, there_lp = rsample_and_log_prob(self.distribution(after), (n,))
+            here, here_lp = rsample_and_log_prob(policy, (n,))
+            there, there_lp = rsample_and_log_prob(self._policy(tensordict.get("next")), (n,))
             span = (self.high - self.low).expand(here.shape[-1])
             uniform = self.low + span * noise.uniform(here.shape, here)
             uniform_lp = -span.log().sum().expand_as(here_lp)
@@ -195,40 +210,54 @@ class CQLLoss(EntropyLoss):
         actions, log_density = self._sampled_actions(tensordict)
         data = tensordict.get(self.tensor_keys.action)
         q = self._q(tensordict, torch.cat([actions, data.unsqueeze(0)]))
-        sampled, q_data = q[:, :-1], q[:, -1]
+        sampled, q_data = self._bounded_below(q[:, :-1], tensordict), q[:, -1]
         weighted = sampled / self.temperature - log_density
         return self.temperature * torch.logsumexp(weighted, 1) - q_data
 
+    def _bounded_below(self, q: Tensor, tensordict: TensorDictBase) -> Tensor:
+        """The values ``[n_critics, 3 n, *batch]`` as the penalty sees them: here as they are."""
+        return q
+
+    def _action_per_row(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Actions ``[n, *batch, a]`` and their log-densities ``[n, *batch]``: n rows per state,
+        each with a policy of its own, so that noise is drawn in upstream's order."""
+        seen = tensordict.select(*self.actor_network.in_keys)
+        rows = seen.unsqueeze(-1).expand(*seen.shape, self.num_random)
+        actions, log_density = rsample_and_log_prob(self.distribution(rows))
+        return actions.movedim(-2, 0), log_density.movedim(-1, 0)
+
     def _upstream_gap(self, tensordict: TensorDictBase) -> Tensor:
-        """torchrl 0.14.1's gap, ``[n_critics, *batch]``: per state the mean over n rows of
-        ``T logsumexp((Q - log mu) / T)``, each over three actions: one uniform in [-1, 1] whatever
-        the bounds, one of pi(s), and one of pi(s') scored as Q(s', a')."""
-        n, keys = self.num_random, self.actor_network.in_keys
-        after, data = tensordict.get("next"), tensordict.get(self.tensor_keys.action)
+        """torchrl 0.14.1's gap, ``[n_critics, *batch, rows]``: each state's Q(s, a) is taken from
+        the ``T logsumexp((Q - log mu) / T)`` of every row of every state. A row has three actions:
+        one uniform in [-1, 1] whatever the bounds, one of pi(s), one of pi(s') scored as
+        Q(s', a')."""
+        n, after = self.num_random, tensordict.get("next")
+        data = tensordict.get(self.tensor_keys.action)
         with torch.no_grad():
             uniform = 2 * noise.uniform((*tensordict.shape, n, data.shape[-1]), data) - 1
-            # each row has a policy of its own, so that noise is drawn in upstream's order
-            rows = [x.select(*keys).unsqueeze(-1).expand(*x.shape, n) for x in (tensordict, after)]
-            drawn = [rsample_and_log_prob(self.distribution(x)) for x in rows]
-        (here, here_lp), (there, there_lp) = ((a.movedim(-2, 0), lp) for a, lp in drawn)
+            here, here_lp = self._action_per_row(tensordict)
+            there, there_lp = self._action_per_row(after)
         uniform_lp = torch.full_like(here_lp, -math.log(2.0) * data.shape[-1])
         q = self._q(tensordict, torch.cat([uniform.movedim(-2, 0), here, data.unsqueeze(0)]))
         scores = torch.stack([q[:, :n], q[:, n : 2 * n], self._q(after, there)])
-        log_density = torch.stack([lp.movedim(-1, 0) for lp in (uniform_lp, here_lp, there_lp)])
-        weighted = (scores - log_density.unsqueeze(1)) / self.temperature
-        return self.temperature * weighted.logsumexp(0).mean(1) - q[:, -1]
+        log_density = torch.stack([uniform_lp, here_lp, there_lp]).unsqueeze(1)
+        soft = self.temperature * ((scores - log_density) / self.temperature).logsumexp(0)
+        rows = soft.movedim(1, -1).flatten(1)  # [n_critics, states * n]
+        return rows.reshape(len(q), *[1] * tensordict.ndim, -1) - q[:, -1].unsqueeze(-1)
 
+    @part
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The conservative penalty summed over critics, per sample (eq. 4); under Lagrange it is
         ``alpha' (min_q_weight * gap - threshold)``.
 
-        ``upstream``: torchrl 0.14.1's gap, which alpha' does not scale. The reductions "mean" and
-        "sum" are its values; with "none" it couples all samples, here each keeps its own.
+        ``upstream``: the mean over torchrl 0.14.1's gaps, which alpha' does not scale.
         """
-        gap = self._upstream_gap(tensordict) if self.upstream else self._gap(tensordict)
-        gap = gap * self.min_q_weight
+        if self.upstream:
+            gap = self.min_q_weight * self._upstream_gap(tensordict)
+            return gap.mean(-1).sum(0), {"cql_gap": gap.detach()}
+        gap = self._gap(tensordict) * self.min_q_weight
         info = {"cql_gap": gap.detach()}
-        if self.with_lagrange and not self.upstream:
+        if self.with_lagrange:
             gap = self._alpha_prime().detach() * (gap - self.lagrange_thresh)
         return gap.sum(0), info
 
@@ -243,20 +272,32 @@ class CQLLoss(EntropyLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
+        self._keep_alpha_in_range()
         qvalue, q_info = self.q_loss(tensordict)
         cql, cql_info = self.cql_loss(tensordict)
-        actor, info = self.actor_loss(tensordict)
         bc, _ = self.actor_bc_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
-        out = {
+        actor, info = self.actor_loss(tensordict)
+        self._note(tensordict, {**q_info, **cql_info})
+        losses = {
             "loss_actor": actor,
             "loss_actor_bc": bc,
             "loss_qvalue": qvalue,
             "loss_cql": cql,
             "loss_alpha": self.alpha_loss(info["log_prob"]),
         }
-        if self.with_lagrange:
-            out["loss_alpha_prime"], _ = self.alpha_prime_loss(cql_info["cql_gap"])
         report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
-        return self.output(out, report, tensordict)
+        out = self.output(losses, report, tensordict)
+        if self.with_lagrange:  # alpha' follows the mean gap under "sum", too
+            dual, _ = self.alpha_prime_loss(cql_info["cql_gap"])
+            reduction = "none" if self.reduction == "none" else "mean"
+            out.set("loss_alpha_prime", self.reduce(dual, tensordict, reduction))
+        return out
+
+    def _note(self, tensordict: TensorDictBase, info: dict[str, Tensor]) -> None:
+        """Write the priority, the Q-values of the data and the gaps into the batch."""
+        keys, gap = self.tensor_keys, info["cql_gap"]
+        gap = gap if self.upstream else gap.unsqueeze(-1)
+        q = info["pred_value"].unsqueeze(-1)
+        tensordict.set(keys.priority, info["td_error"].max(0).values)
+        tensordict.set(keys.pred_q1, q[0]).set(keys.pred_q2, q[1])
+        tensordict.set(keys.cql_q1_loss, gap[0]).set(keys.cql_q2_loss, gap[1])

@@ -11,6 +11,7 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
+from rlobj._parts import part
 from rlobj.common import LossModule
 from rlobj.utils import ValueEstimators, distance_loss
 
@@ -70,7 +71,7 @@ class DDPGLoss(LossModule):
         )
 
     def _also_read(self) -> list[NestedKey]:
-        return [self.tensor_keys.priority_weight]
+        return [self.tensor_keys.priority_weight] if self.use_prioritized_weights else []
 
     def _acted(self, tensordict: TensorDictBase, target: bool = False) -> TensorDictBase:
         """A copy of the batch with the actor's outputs in the place of the data's."""
@@ -79,21 +80,28 @@ class DDPGLoss(LossModule):
 
     def _value(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
         out = self.run_network("value_network", tensordict, **which)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return out[self.tensor_keys.state_action_value].squeeze(-1)
 
+    @part
     def loss_actor(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-Q(s, pi(s))`` per sample (eq. 6)."""
         return -self._value(self._acted(tensordict), detach=True), {}
 
+    @part
     def loss_value(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Bellman error against ``r + gamma Q'(s', pi'(s'))`` per sample (eq. 4 and 5)."""
+        """Bellman error against ``r + gamma Q'(s', pi'(s'))`` per sample (eq. 4 and 5).
+
+        Writes the squared error into ``tensordict`` as priority.
+        """
         with torch.no_grad():
             after = self._acted(tensordict.get("next"), target=True)
             target = self.bootstrap(tensordict, self._value(after, target=True))
         value = self._value(tensordict)
         held = value.detach()
+        td_error = (held - target).pow(2)
+        tensordict.set(self.tensor_keys.priority, td_error)
         info = {
-            "td_error": (held - target).pow(2),
+            "td_error": td_error,
             "pred_value": held,
             "target_value": target,
             "pred_value_max": held.max(),
@@ -103,8 +111,6 @@ class DDPGLoss(LossModule):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         value, info = self.loss_value(tensordict)
         actor, _ = self.loss_actor(tensordict)
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error").unsqueeze(-1))
         return self.output({"loss_actor": actor, "loss_value": value}, info, tensordict)

@@ -11,7 +11,9 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 
-from rlobj.dqn import QValueLoss, refuse_gamma
+from rlobj._arguments import refuse
+from rlobj._parts import part
+from rlobj.dqn import QValueLoss
 from rlobj.specs import TensorSpec
 from rlobj.utils import distance_loss
 
@@ -39,12 +41,12 @@ class DiscreteCQLLoss(QValueLoss):
         value_network: as in :class:`~rlobj.DQNLoss`.
         loss_function: "l1", "l2" or "smooth_l1".
         delay_value: keep delayed target parameters.
-        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec; by default the
-            network's.
+        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec, of the actions
+            in the batch; by default the network's.
 
     Raises:
-        ValueError: when the action space is unknown or not the network's, or is "mult_one_hot"
-            and the network does not say how wide its choices are.
+        ValueError: when the action space is unknown, or is "mult_one_hot" and the network does not
+            say how wide its choices are.
     """
 
     @dataclass
@@ -71,7 +73,7 @@ class DiscreteCQLLoss(QValueLoss):
         action_space: str | TensorSpec | None = None,
         reduction: str | None = None,
     ) -> None:
-        refuse_gamma(gamma)
+        refuse(gamma=gamma)
         super().__init__(reduction=reduction)
         self.loss_function = loss_function
         self._init_network(value_network, delay_value, action_space)
@@ -79,11 +81,13 @@ class DiscreteCQLLoss(QValueLoss):
         if self.action_space == "mult_one_hot" and self._widths is None:
             raise ValueError("mult_one_hot actions need a QValueActor with a MultiOneHot spec")
 
+    @part
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Half the distance between Q(s, a) and ``r + gamma max_a' Q'(s', a')`` per sample, the
         second term of eq. 4."""
         return self._value_loss(self._scores(tensordict), tensordict)
 
+    @part
     def cql_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``log sum_a exp Q(s, a) - Q(s, a_data)`` per sample, the first term of eq. 4."""
         return self._cql_loss(self._scores(tensordict), tensordict), {}
@@ -104,15 +108,17 @@ class DiscreteCQLLoss(QValueLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         scores = self._scores(tensordict)
         loss, info = self._value_loss(scores, tensordict)
         penalty = self._cql_loss(scores, tensordict)
         tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
         tensordict.set(self.tensor_keys.pred_val, info["pred_value"])
+        means = {k: info[k].mean() for k in ("pred_value", "target_value")}
         return TensorDict(
             {
                 "loss_qvalue": self.reduce(loss, tensordict),
                 "loss_cql": self.reduce(penalty, tensordict),
+                "td_error": info["td_error"].unsqueeze(-1).mean(0),
+                **means,
             }
         )

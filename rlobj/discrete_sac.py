@@ -13,10 +13,12 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
+from rlobj._parts import part
+from rlobj.dqn import space_or_one_hot
 from rlobj.entropy import EntropyLoss
+from rlobj.modules.qvalue import value_of
+from rlobj.specs import TensorSpec, action_spec_of
 from rlobj.utils import ValueEstimators, distance_loss
-
-_ONE_HOT, _CATEGORICAL = ("one-hot", "one_hot"), ("categorical",)
 
 
 class DiscreteSACLoss(EntropyLoss):
@@ -26,8 +28,8 @@ class DiscreteSACLoss(EntropyLoss):
         actor_network: stochastic actor over ``n`` actions; its distribution has ``logits``.
         qvalue_network: Q(s, .), ``[*batch, n]`` under ``action_value``; one module (copied
             ``num_qvalue_nets`` times) or a list.
-        action_space: "one-hot" (actions ``[*batch, n]``) or "categorical" (``[*batch]`` or
-            ``[*batch, 1]``), or a spec whose class name says it. None is "one-hot".
+        action_space: "one_hot" (actions ``[*batch, n]``), "categorical" (``[*batch]`` or
+            ``[*batch, 1]``) or a spec; by default the actor's spec, or else one-hot with a warning.
         num_actions: ``n``, for ``target_entropy="auto"``; a spec of actions with ``n`` will do.
         target_entropy: a number, or "auto", ``target_entropy_weight * log(n)``.
         skip_done_states: the value of a terminal state is 0 whatever the networks say there.
@@ -56,7 +58,7 @@ class DiscreteSACLoss(EntropyLoss):
         actor_network: nn.Module,
         qvalue_network: nn.Module | Sequence[nn.Module],
         *,
-        action_space: Any = None,
+        action_space: str | TensorSpec | None = None,
         num_actions: int | None = None,
         num_qvalue_nets: int = 2,
         loss_function: str = "smooth_l1",
@@ -83,10 +85,13 @@ class DiscreteSACLoss(EntropyLoss):
         )
         self.use_prioritized_weights = use_prioritized_weights
         self.loss_function, self.skip_done_states = loss_function, skip_done_states
-        self.one_hot = _is_one_hot(action_space)
+        known = getattr(actor_network, "spec", None) if action_space is None else action_space
+        self.action_space = space_or_one_hot(known, "DiscreteSACLoss")
+        if self.action_space not in ("one_hot", "categorical"):
+            raise ValueError(f"action_space {known!r}: give 'one_hot' or 'categorical'")
         self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
         if target_entropy == "auto":
-            count = num_actions or getattr(action_space, "n", None)
+            count = num_actions or getattr(action_spec_of(known), "n", None)
             if count is None:
                 raise ValueError("target_entropy='auto' needs num_actions")
             target_entropy = target_entropy_weight * math.log(count)
@@ -109,17 +114,14 @@ class DiscreteSACLoss(EntropyLoss):
     def _q_all(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
         """Q-values of all actions, ``[n_critics, *batch, n]``."""
         out = self.run_network("qvalue_network", tensordict, **which)
-        return out.get(self.tensor_keys.action_value)
+        return out[self.tensor_keys.action_value]
 
     def _q_chosen(self, tensordict: TensorDictBase) -> Tensor:
         """Q-values of the batch's actions, ``[n_critics, *batch]``."""
-        q, action = self._q_all(tensordict), tensordict.get(self.tensor_keys.action)
-        if self.one_hot:
-            return (q * action.to(q.dtype)).sum(-1)
-        index = action if action.ndim == q.ndim - 1 else action.unsqueeze(-1)
-        index = index.long().expand(*q.shape[:-1], 1)
-        return q.gather(-1, index).squeeze(-1)
+        action = tensordict.get(self.tensor_keys.action)
+        return value_of(self._q_all(tensordict), action, self.action_space, lead=1)
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``sum_a pi(a|s) (alpha log pi(a|s) - min_i Q_i(s, a))`` per sample (eq. 12)."""
         prob, log_prob = self._policy(tensordict)
@@ -127,6 +129,7 @@ class DiscreteSACLoss(EntropyLoss):
         loss = (prob * (self.alpha * log_prob - q)).sum(-1)
         return loss, {"log_prob": (prob * log_prob).sum(-1).detach()}
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Soft Bellman error against ``r + gamma V(s')`` with
         ``V = sum_a pi(a|s') (min_i Q'_i(s', a) - alpha log pi(a|s'))``, summed over critics, per
@@ -145,21 +148,11 @@ class DiscreteSACLoss(EntropyLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
+        self._keep_alpha_in_range()
         qvalue, q_info = self.qvalue_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"])
         alpha = self.alpha_loss(info["log_prob"])
         losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
         report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
         return self.output(losses, report, tensordict)
-
-
-def _is_one_hot(space: Any) -> bool:
-    """Whether actions are one-hot vectors, from a name or from a spec."""
-    name = "one-hot" if space is None else space
-    if not isinstance(name, str):
-        name = type(space).__name__.replace("OneHot", "one-hot")
-    if name.lower() not in (*_ONE_HOT, *_CATEGORICAL):
-        raise ValueError(f"action_space {space!r}: give 'one-hot' or 'categorical'")
-    return name.lower() in _ONE_HOT

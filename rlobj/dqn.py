@@ -12,28 +12,17 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 
+from rlobj._arguments import refuse
+from rlobj._parts import part
 from rlobj.common import LossModule
 from rlobj.modules.qvalue import QValueActor, value_of
-from rlobj.specs import TensorSpec, action_space_of
+from rlobj.specs import TensorSpec, action_space_of, action_spec_of
 from rlobj.utils import ValueEstimators, distance_loss, value_type_of, weight_like
-
-
-def refuse_gamma(gamma: object, priority_key: object = None) -> None:
-    """Arguments that moved elsewhere.
-
-    Raises:
-        TypeError: when ``gamma`` is given.
-        RuntimeError: when ``priority_key`` is given.
-    """
-    if gamma is not None:
-        raise TypeError("gamma is no argument: call make_value_estimator(gamma=...)")
-    if priority_key is not None:
-        raise RuntimeError("priority_key is no argument: call set_keys(priority=...)")
 
 
 def space_or_one_hot(space: object, loss: str) -> str:
     """The name of an action space; one-hot, with a warning, where nothing is known of it."""
-    if space is not None:
+    if action_spec_of(space) is not None:
         return action_space_of(space)
     warnings.warn(f"{loss}: action_space is unknown, one-hot is assumed", stacklevel=4)
     return "one_hot"
@@ -43,19 +32,14 @@ def settle_action_space(action_space: object, network: object, loss: str) -> str
     """The action space given, or else the network's.
 
     Raises:
-        ValueError: when neither knows, or they disagree.
+        ValueError: when neither knows.
     """
     if not hasattr(network, "action_space") and not hasattr(network, "spec"):
         if action_space is None:
             raise ValueError(f"{loss} cannot tell the action space: pass action_space")
         return action_space_of(action_space)
     own = getattr(network, "action_space", None) or getattr(network, "spec", None)
-    named = space_or_one_hot(own if action_space is None else action_space, loss)
-    if isinstance(network, QValueActor) and network.action_space != named:
-        raise ValueError(
-            f"action_space {named!r} does not match the network's, {network.action_space!r}"
-        )
-    return named
+    return space_or_one_hot(own if action_space is None else action_space, loss)
 
 
 class QValueLoss(LossModule):
@@ -110,13 +94,13 @@ class DQNLoss(QValueLoss):
         loss_function: "l1", "l2" or "smooth_l1".
         delay_value: keep delayed target parameters.
         double_dqn: the online network chooses the next action, the target network values it.
-        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec; by default the
-            network's.
+        action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec, of the actions
+            in the batch; by default the network's.
         use_prioritized_weights: weigh by ``priority_weight`` where the batch holds it.
 
     Raises:
-        ValueError: when the action space is unknown or not the network's, or on ``double_dqn``
-            without ``delay_value``.
+        ValueError: when the action space is unknown; on ``double_dqn`` also when it is not the
+            network's, or without ``delay_value``.
     """
 
     @dataclass
@@ -147,13 +131,16 @@ class DQNLoss(QValueLoss):
         reduction: str | None = None,
         use_prioritized_weights: bool | str = "auto",
     ) -> None:
-        refuse_gamma(gamma, priority_key)
+        refuse(gamma=gamma, priority_key=priority_key)
         super().__init__(reduction=reduction)
         if double_dqn and not delay_value:
             raise ValueError("double_dqn=True requires delay_value=True.")
         self.double_dqn, self.loss_function = double_dqn, loss_function
         self.use_prioritized_weights = use_prioritized_weights
         self._init_network(value_network, delay_value, action_space)
+        own = getattr(self.value_network, "action_space", None)
+        if double_dqn and own is not None and action_space_of(own) != self.action_space:
+            raise ValueError(f"action_space {self.action_space!r} is not the network's, {own!r}")
 
     def _next_value(self, tensordict: TensorDictBase) -> Tensor:
         if not self.double_dqn:
@@ -163,6 +150,7 @@ class DQNLoss(QValueLoss):
         target = self.run_network("value_network", after, target=True)
         return value_of(target[self.tensor_keys.action_value], action, self.action_space)
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Distance between Q(s, a) and ``r + gamma max_a' Q'(s', a')`` per sample (Mnih et al.
         2015, eq. 2); double: ``r + gamma Q'(s', argmax_a' Q(s', a'))`` (van Hasselt, eq. 4).
@@ -175,7 +163,6 @@ class DQNLoss(QValueLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         loss, info = self.qvalue_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
         return TensorDict({"loss": self.reduce(loss, tensordict)})
@@ -245,7 +232,7 @@ class DistributionalDQNLoss(LossModule):
         reduction: str | None = None,
         use_prioritized_weights: bool | str = "auto",
     ) -> None:
-        refuse_gamma(None, priority_key)
+        refuse(priority_key=priority_key)
         super().__init__(reduction=reduction)
         self.use_prioritized_weights, self.delay_value = use_prioritized_weights, delay_value
         self.register_buffer("gamma", torch.tensor(float(gamma)))
@@ -283,22 +270,25 @@ class DistributionalDQNLoss(LossModule):
         if self.action_space == "one_hot":
             picked = action.to(torch.bool).unsqueeze(-2)
             return torch.where(picked, log_probs, 0).sum(-1)
-        index = action if action.ndim == log_probs.ndim - 1 else action.unsqueeze(-1)
-        index = index.unsqueeze(-2).expand(*log_probs.shape[:-1], 1)
+        index = action.reshape(*log_probs.shape[:-2], 1, 1).expand(*log_probs.shape[:-1], 1)
         return log_probs.gather(-1, index).squeeze(-1)
 
     def _target(self, tensordict: TensorDictBase, support: Tensor) -> Tensor:
-        """The projected distribution of ``r + gamma^k (1 - terminated) z``, ``[*batch, atoms]``."""
+        """The projected distribution of ``r + gamma^k (1 - terminated) z``, ``[*batch, atoms]``;
+        ``done`` stands in for a missing ``terminated``."""
         keys, after = self.tensor_keys, tensordict.get("next")
         action = self.run_network("value_network", after, detach=True)[keys.action]
         log_probs = self.run_network("value_network", after, target=True)[keys.action_value]
-        reward = tensordict["next", keys.reward]
-        alive = 1 - tensordict["next", keys.terminated].to(reward.dtype)
+        reward = after.get(keys.reward)
+        over = after.get(keys.terminated, None)
+        over = after.get(keys.done) if over is None else over
+        alive = 1 - over.to(reward.dtype)
         steps = tensordict.get(keys.steps_to_next_obs, None)
         discount = self.gamma if steps is None else self.gamma ** weight_like(steps, reward)
         returns = reward + discount * alive * support
         return project_distribution(self._log_probs_of(log_probs, action).exp(), returns, support)
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy ``-sum_i m_i log p_i(s, a)`` per sample (algorithm 1), m being the
         projection of ``r + gamma Z'(s', argmax_a' E Z(s', a'))`` onto the support."""
@@ -312,7 +302,6 @@ class DistributionalDQNLoss(LossModule):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         loss, info = self.qvalue_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
         return TensorDict({"loss": self.reduce(loss, tensordict)})

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from rlobj._parts import part
 from rlobj.sac import SACLoss
 
 _EPS = 1e-10  # the authors' guard of the norm
@@ -74,13 +75,14 @@ class EDACLoss(SACLoss):
 
         def q(action: Tensor) -> Tensor:
             inputs = TensorDict({**repeated, key: action}, torch.Size([n, *tensordict.batch_size]))
-            return self.run_network("qvalue_network", inputs, own_inputs=True).get(out_key)
+            return self.run_network("qvalue_network", inputs, own_inputs=True)[out_key]
 
         action = tensordict.get(key)
         found = torch.func.vjp(q, action.expand(n, *action.shape).clone())
         value, pull = found[0], found[1]
         return pull(torch.ones_like(value))[0]
 
+    @part
     def diversity_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``eta / (N - 1) sum_{i != j} <g_i, g_j>`` with ``g_i`` the action gradient of critic i
         at unit length, per sample (J_ES): low where critics disagree about which way is up."""

@@ -11,7 +11,10 @@ from tensordict.nn import InteractionType
 from torch import Tensor, nn
 
 from rlobj.common import LossModule
+from rlobj.specs import action_spec_of
 from rlobj.utils import weight_like
+
+_HIGHEST_ALPHA = 1e9  # upstream's upper bound where only a lower one is given
 
 
 class EntropyLoss(LossModule):
@@ -33,6 +36,10 @@ class EntropyLoss(LossModule):
     ) -> None:
         if alpha_init <= 0:
             raise ValueError(f"alpha_init must be positive, got {alpha_init}")
+        if max_alpha is not None and max_alpha <= 0:
+            raise ValueError(f"max_alpha must be positive or None, got {max_alpha}")
+        if min_alpha and max_alpha is None:
+            max_alpha = _HIGHEST_ALPHA
         self.fixed_alpha = fixed_alpha
         self.register_coeff_buffer("alpha_init", float(alpha_init))
         log_alpha = torch.tensor(math.log(alpha_init))
@@ -41,15 +48,14 @@ class EntropyLoss(LossModule):
         else:
             self.log_alpha = nn.Parameter(log_alpha)
         for name, bound in (("min_log_alpha", min_alpha), ("max_log_alpha", max_alpha)):
-            self.register_coeff_buffer(name, None if bound is None else math.log(bound))
+            self.register_coeff_buffer(name, math.log(bound) if bound else None)
 
     def _resolve_target_entropy(self, target_entropy: str | float, action_spec: Any) -> float:
         """``"auto"`` is minus the number of action dimensions (Haarnoja et al. 2018, app. D)."""
         if target_entropy != "auto":
             return float(target_entropy)
-        spec = action_spec if action_spec is not None else getattr(self.actor_network, "spec", None)
-        if spec is not None and not hasattr(spec, "low") and hasattr(spec, "__getitem__"):
-            spec = spec[self.tensor_keys.action]
+        own = getattr(self.actor_network, "spec", None)
+        spec = action_spec_of(own if action_spec is None else action_spec)
         if spec is None:
             raise RuntimeError(
                 "target_entropy='auto' needs the action's shape: pass action_spec, or build the "
@@ -60,17 +66,28 @@ class EntropyLoss(LossModule):
     @property
     def alpha(self) -> Tensor:
         """The entropy temperature, clamped to its range, without gradient."""
+        return self._clamped_log_alpha().detach().exp()
+
+    def _clamped_log_alpha(self) -> Tensor:
+        """``log_alpha`` within its range, with the gradient of ``log_alpha``."""
         low, high = self.min_log_alpha, self.max_log_alpha
-        log_alpha = self.log_alpha.detach()
-        if low is not None or high is not None:
-            log_alpha = log_alpha.clamp(low, high)
-        return log_alpha.exp()
+        if low is None and high is None:
+            return self.log_alpha
+        held = self.log_alpha.detach()
+        return self.log_alpha + (held.clamp(low, high) - held)
+
+    def _keep_alpha_in_range(self) -> None:
+        """Move ``log_alpha`` itself into its range, so that steps beyond an end do not pile up.
+
+        Not under :meth:`bind`: there a loss is a pure function, and only what is read is clamped.
+        """
+        low, high = self.min_log_alpha, self.max_log_alpha
+        if self._bound is None and (low is not None or high is not None):
+            self.log_alpha.data.clamp_(low, high)
 
     def _temperature_loss(self, log_prob: Tensor, target_entropy: float | Tensor) -> Tensor:
         """``J(alpha) = -log(alpha) * (log pi + target entropy)``, eq. 18 in its log form."""
-        if self.fixed_alpha:
-            return torch.zeros_like(log_prob)
-        return -self.log_alpha * (log_prob.detach() + target_entropy)
+        return -self._clamped_log_alpha() * (log_prob.detach() + target_entropy)
 
     def alpha_loss(self, log_prob: Tensor) -> Tensor:
         """Temperature loss per sample."""

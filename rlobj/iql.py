@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -12,8 +11,9 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
+from rlobj._parts import once, part
 from rlobj.common import LossModule
-from rlobj.dqn import refuse_gamma, space_or_one_hot
+from rlobj.dqn import space_or_one_hot
 from rlobj.modules.qvalue import value_of
 from rlobj.specs import TensorSpec
 from rlobj.utils import ValueEstimators, distance_loss
@@ -76,21 +76,32 @@ class IQLLoss(LossModule):
         self.temperature, self.expectile = temperature, expectile
         self.loss_function = loss_function
         self.convert_to_functional(actor_network, "actor_network")
-        policy = list(actor_network.parameters()) if separate_losses else None
-        self.convert_to_functional(value_network, "value_network", compare_against=policy)
+        trained = list(actor_network.parameters()) if separate_losses else []
+        self.convert_to_functional(value_network, "value_network", compare_against=trained)
+        trained += list(value_network.parameters()) if separate_losses else []
+        self._single_critic = num_qvalue_nets == 1
+        if self._single_critic and isinstance(qvalue_network, Sequence):
+            (qvalue_network,) = qvalue_network
         self.convert_to_functional(
             qvalue_network,
             "qvalue_network",
-            expand_dim=num_qvalue_nets,
+            expand_dim=None if self._single_critic else num_qvalue_nets,
             create_target_params=True,
-            compare_against=policy,
+            compare_against=trained,
         )
+
+    def _critics(self, tensordict: TensorDictBase, target: bool) -> Tensor:
+        """The critics' output, ``[n_critics, *batch, n]``; the parameters of a single one are held
+        without that axis, as upstream does."""
+        out = self.run_network("qvalue_network", tensordict, target=target)
+        values = out[self.tensor_keys.state_action_value]
+        return values.unsqueeze(0) if self._single_critic else values
 
     def _q(self, tensordict: TensorDictBase, target: bool = False) -> Tensor:
         """Q(s, a) of the batch's actions, ``[n_critics, *batch]``."""
-        out = self.run_network("qvalue_network", tensordict, target=target)
-        return out.get(self.tensor_keys.state_action_value).squeeze(-1)
+        return self._critics(tensordict, target).squeeze(-1)
 
+    @once
     def _min_target_q(self, tensordict: TensorDictBase) -> Tensor:
         return self._q(tensordict, target=True).detach().min(0).values
 
@@ -98,18 +109,22 @@ class IQLLoss(LossModule):
         action = tensordict.get(self.tensor_keys.action)
         return self.distribution(tensordict).log_prob(action)
 
-    def _v(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
-        out = self.run_network("value_network", tensordict, **which)
-        return out.get(self.tensor_keys.value).squeeze(-1)
+    @once
+    def _v(self, tensordict: TensorDictBase) -> Tensor:
+        out = self.run_network("value_network", tensordict)
+        return out[self.tensor_keys.value].squeeze(-1)
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-min(exp(beta * (Q(s, a) - V(s))), 100) * log pi(a|s)`` per sample (eq. 7)."""
         log_prob = self._data_log_prob(tensordict)
-        advantage = self._min_target_q(tensordict) - self._v(tensordict, detach=True).detach()
+        advantage = self._min_target_q(tensordict) - self._v(tensordict).detach()
         weight = (self.temperature * advantage).exp().clamp(max=_MAX_WEIGHT)
-        entropy = -log_prob.detach().mean()
-        return -weight * log_prob, {"entropy": entropy, "weight": weight}
+        seen = log_prob.detach()
+        info = {"entropy": -seen.mean(), "weight": weight, "log_prob": seen}
+        return -weight * log_prob, info
 
+    @part
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Expectile regression of V(s) onto min Q(s, a), per sample (eq. 5)."""
         value = self._v(tensordict)
@@ -122,21 +137,25 @@ class IQLLoss(LossModule):
         below = (diff < 0).to(diff.dtype)
         return (expectile - below).abs() * diff.pow(2)
 
+    def _distance(self, q: Tensor, target: Tensor) -> Tensor:
+        return distance_loss(q, target, self.loss_function)
+
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error against ``r + gamma V(s')``, summed over critics, per sample (eq. 6)."""
         with torch.no_grad():
-            target = self.bootstrap(tensordict, self._v(tensordict.get("next"), detach=True))
+            target = self.bootstrap(tensordict, self._v(tensordict.get("next")))
         q = self._q(tensordict)
-        loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
-        return loss, {"td_error": (q - target).detach().pow(2).max(0).values}
+        loss = self._distance(q, target.expand_as(q)).sum(0)
+        return loss, {"td_error": (q - target).detach().pow(2)}
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
         actor, info = self.actor_loss(tensordict)
         qvalue, q_info = self.qvalue_loss(tensordict)
         value, _ = self.value_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        tensordict.set(self.tensor_keys.log_prob, info["log_prob"])
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"].max(0).values)
         losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_value": value}
         return self.output(losses, {"entropy": info["entropy"]}, tensordict)
 
@@ -172,8 +191,8 @@ class DiscreteIQLLoss(IQLLoss):
         priority_key: str | None = None,
         separate_losses: bool = False,
         reduction: str | None = None,
+        scalar_output_mode: str | None = None,
     ) -> None:
-        refuse_gamma(gamma, priority_key)
         super().__init__(
             actor_network,
             qvalue_network,
@@ -182,24 +201,22 @@ class DiscreteIQLLoss(IQLLoss):
             loss_function=loss_function,
             temperature=temperature,
             expectile=expectile,
+            gamma=gamma,
+            priority_key=priority_key,
             separate_losses=separate_losses,
             reduction=reduction,
+            scalar_output_mode=scalar_output_mode,
         )
         known = getattr(actor_network, "spec", None) if action_space is None else action_space
         self.action_space = space_or_one_hot(known, "DiscreteIQLLoss")
 
-    def _index(self, tensordict: TensorDictBase, batch_ndim: int) -> Tensor:
-        """The batch's actions; categorical ones without their trailing axis of size 1."""
-        action = tensordict.get(self.tensor_keys.action)
-        if self.action_space == "categorical" and action.ndim > batch_ndim:
-            return action.squeeze(-1)
-        return action
-
     def _q(self, tensordict: TensorDictBase, target: bool = False) -> Tensor:
-        out = self.run_network("qvalue_network", tensordict, target=target)
-        values = out.get(self.tensor_keys.state_action_value)
-        return value_of(values, self._index(tensordict, values.ndim - 2), self.action_space)
+        values = self._critics(tensordict, target)
+        action = tensordict.get(self.tensor_keys.action)
+        return value_of(values, action, self.action_space, lead=1)
 
     def _data_log_prob(self, tensordict: TensorDictBase) -> Tensor:
-        dist = self.distribution(tensordict)
-        return dist.log_prob(self._index(tensordict, len(dist.batch_shape)))
+        dist, action = self.distribution(tensordict), tensordict.get(self.tensor_keys.action)
+        if self.action_space == "categorical" and action.ndim > len(dist.batch_shape):
+            action = action.squeeze(-1)
+        return dist.log_prob(action)

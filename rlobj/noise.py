@@ -20,8 +20,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Draw:
-    """One random tensor an update asks for: ``kind`` is ``"normal"`` (N(0, 1)) or ``"uniform"``
-    (U[0, 1))."""
+    """One random tensor an update asks for: ``kind`` is ``"normal"`` (N(0, 1)), ``"uniform"``
+    (U[0, 1)) or ``"permutation"`` (``[n]``, the numbers below n in a random order)."""
 
     kind: str
     shape: tuple[int, ...]
@@ -29,8 +29,10 @@ class Draw:
 
     def sample(self, generator: torch.Generator, device: torch.device | str, lead: int) -> Tensor:
         """``lead`` independent draws stacked in front: shape ``[lead, *shape]``."""
-        fn = torch.randn if self.kind == "normal" else torch.rand
         shape = (lead, *self.shape)
+        if self.kind == "permutation":
+            return torch.rand(shape, generator=generator, device=device).argsort(-1)
+        fn = torch.randn if self.kind == "normal" else torch.rand
         return fn(shape, generator=generator, device=device, dtype=self.dtype)
 
 
@@ -82,6 +84,8 @@ def using(source: Source | None) -> Iterator[None]:
 def _draw(kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     if _source is not None:
         return _source(Draw(kind, tuple(shape), dtype), device)
+    if kind == "permutation":
+        return torch.randperm(shape[0], device=device)
     fn = torch.randn if kind == "normal" else torch.rand
     return fn(tuple(shape), dtype=dtype, device=device)
 
@@ -94,3 +98,8 @@ def normal(shape: Sequence[int], like: Tensor) -> Tensor:
 def uniform(shape: Sequence[int], like: Tensor) -> Tensor:
     """Uniform noise on [0, 1) of ``shape`` with ``like``'s dtype and device."""
     return _draw("uniform", shape, like.dtype, like.device)
+
+
+def permutation(n: int, like: Tensor) -> Tensor:
+    """The numbers 0 to n - 1 in a random order, ``[n]``, on ``like``'s device."""
+    return _draw("permutation", (n,), torch.int64, like.device)

@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import dispatch
 from torch import Tensor, nn
 
+from rlobj._parts import part
 from rlobj.td3 import TD3Base
 
 
@@ -94,6 +95,7 @@ class ReBRACLoss(TD3Base):
         """``|action - a|^2``, ``[*batch]``, with ``a`` the action that ``tensordict`` holds."""
         return (action - tensordict.get(self.tensor_keys.action)).pow(2).sum(-1)
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-lambda min_i Q_i(s, pi(s)) + beta_1 |pi(s) - a|^2`` per sample, with
         ``lambda = 1 / mean |min_i Q_i|``, or 1 without ``normalize_q``."""
@@ -112,6 +114,7 @@ class ReBRACLoss(TD3Base):
         q = self._q(after, action, target=True).min(0).values
         return q - self.critic_bc_coeff * self._penalty(action, after)
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Bellman error against ``r + gamma (min_i Q'_i(s', a') - beta_2 |a' - b'|^2)``, summed
         over critics, per sample: ``a'`` the smoothed target action, ``b'`` the data's."""
@@ -119,9 +122,4 @@ class ReBRACLoss(TD3Base):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
-        actor, actor_info = self.actor_loss(tensordict)
-        qvalue, info = self.qvalue_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error").unsqueeze(-1))
-        losses = {"loss_actor": actor, "loss_qvalue": qvalue}
-        return self.output(losses, {**actor_info, **info}, tensordict)
+        return self._both(tensordict, self.qvalue_loss)

@@ -48,15 +48,17 @@ class REDQLoss(EntropyLoss):
         terminated: NestedKey = "terminated"
 
     default_value_estimator = ValueEstimators.TD0
-    scalar_keys = (
+    out_keys = [
+        "loss_actor",
+        "loss_qvalue",
+        "loss_alpha",
         "alpha",
         "entropy",
         "state_action_value_actor",
         "action_log_prob_actor",
         "next.state_value",
         "target_value",
-    )
-    out_keys = ["loss_actor", "loss_qvalue", "loss_alpha", *scalar_keys]
+    ]
 
     def __init__(
         self,
@@ -108,50 +110,57 @@ class REDQLoss(EntropyLoss):
     def _also_read(self) -> list[NestedKey]:
         return [self.tensor_keys.sample_log_prob]  # as upstream declares it; not used
 
-    def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """``alpha * log pi(a|s) - mean_i Q_i(s, a)`` with ``a ~ pi``, over all N critics, per
-        sample (algorithm 1)."""
-        action, log_prob = rsample_and_log_prob(self.distribution(tensordict))
-        q = self._q(tensordict, action, detach=True)
-        info = {"log_prob": log_prob.detach(), "state_action_value_actor": q.detach()}
-        return self.alpha * log_prob - q.mean(0), info
-
     def _subset(self, like: Tensor) -> Tensor:
         """Indices of M of the N critics, each subset as likely as any other."""
-        keys = noise.uniform((self.num_qvalue_nets,), like)
-        return keys.argsort()[: self.sub_sample_len]
+        return noise.permutation(self.num_qvalue_nets, like)[: self.sub_sample_len]
 
-    def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft Bellman error against
-        ``r + gamma (min_{i in M} Q'_i(s', a') - alpha log pi(a'|s'))`` with one random subset M
-        for the batch, summed over all N critics, per sample (algorithm 1)."""
-        with torch.no_grad():
-            after = tensordict.get("next")
-            action, log_prob = rsample_and_log_prob(self.distribution(after))
-            members = self._subset(action)
-            q_next = self._q(after, action, target=True, members=members).min(0).values
-            next_value = q_next - self.alpha * log_prob
-            target = self.bootstrap(tensordict, next_value)
-        q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
-        loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
-        td_error = (q - target).detach().pow(2).max(0).values
-        return loss, {"td_error": td_error, "next_value": next_value, "target_value": target}
+    def _act(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Actions at s and at s', ``[2, *batch, a]``, and their log-probabilities."""
+        keys = self.__dict__["actor_network"].in_keys
+        states: Any = torch.stack([td.select(*keys) for td in (tensordict, tensordict.get("next"))])
+        return rsample_and_log_prob(self.distribution(states))
+
+    @torch.no_grad()
+    def _targets(
+        self, tensordict: TensorDictBase, action: Tensor, log_prob: Tensor, members: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``min_{i in M} Q'_i(s', a') - alpha log pi(a'|s')`` of the critics ``members``, and the
+        return target it makes."""
+        q = self._q(tensordict.get("next"), action, target=True, members=members)
+        next_value = q.min(0).values - self.alpha * log_prob
+        return next_value, self.bootstrap(tensordict, next_value)
+
+    def _temperature_loss(self, log_prob: Tensor, target_entropy: float | Tensor) -> Tensor:
+        """``J(alpha) = -alpha * (log pi + target entropy)`` (Haarnoja et al. 2018, eq. 18)."""
+        return -self._clamped_log_alpha().exp() * (log_prob.detach() + target_entropy)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
-        qvalue, q_info = self.qvalue_loss(tensordict)
-        actor, info = self.actor_loss(tensordict)
-        log_prob = info["log_prob"]
-        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
-        alpha = self.alpha_loss(log_prob)
-        losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
+        """Algorithm 1, with one random subset M of the critics for the batch.
+
+        Before they are reduced the actor's terms are ``alpha * log pi(a|s) - Q_i(s, a)`` with
+        ``a ~ pi``, the critics' the distances of Q_i to the target, both ``[n_critics, *batch]``,
+        and the temperature's those of the actions at s and at s', ``[2, *batch]``.
+        """
+        members = self._subset(tensordict.get(("next", self.tensor_keys.reward)))
+        (action, next_action), log_prob = self._act(tensordict)
+        next_value, target = self._targets(tensordict, next_action, log_prob[1], members)
+        climbed = self._q(tensordict, action, detach=True)
+        q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
+        td_error = (q - target).detach().pow(2).max(0).values
+        tensordict.set(self.tensor_keys.priority, td_error)
+        losses = {
+            "loss_actor": self.alpha * log_prob[0] - climbed,
+            "loss_qvalue": distance_loss(q, target.expand_as(q), self.loss_function),
+            "loss_alpha": self.alpha_loss(log_prob),
+        }
+        log_prob = log_prob.detach()
         report = {
             "alpha": self.alpha,
             "entropy": -log_prob.mean(),
-            "state_action_value_actor": info["state_action_value_actor"].mean(),
-            "action_log_prob_actor": log_prob.mean(),
-            "next.state_value": q_info["next_value"].mean(),
-            "target_value": q_info["target_value"].mean(),
+            "state_action_value_actor": climbed.detach(),
+            "action_log_prob_actor": log_prob[0],
+            "next.state_value": next_value,
+            "target_value": target,
         }
-        return self.output(losses, report, tensordict)
+        return self.output(losses, report, tensordict.unsqueeze(0))

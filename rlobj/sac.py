@@ -12,6 +12,7 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
+from rlobj._parts import part
 from rlobj.discrete_sac import DiscreteSACLoss
 from rlobj.entropy import EntropyLoss
 from rlobj.modules.distributions import rsample_and_log_prob
@@ -24,7 +25,7 @@ class SACLoss(EntropyLoss):
     """Soft actor-critic with an ensemble of critics and an automatically tuned temperature.
 
     Args:
-        actor_network: stochastic actor.
+        actor_network: stochastic actor; the action's key is the one it writes to.
         qvalue_network: Q(s, a), one module (copied ``num_qvalue_nets`` times) or a list.
         value_network: V(s): the first version of the algorithm, whose critics bootstrap from V.
             None is the second version, which bootstraps from the critics.
@@ -89,9 +90,12 @@ class SACLoss(EntropyLoss):
         )
         self.use_prioritized_weights = use_prioritized_weights
         self.loss_function, self.skip_done_states = loss_function, skip_done_states
+        for name, written in (("action", "dist_sample_keys"), ("log_prob", "log_prob_keys")):
+            self.set_keys(**{name: next(iter(getattr(actor_network, written, ())), None)})
         self._init_temperature(alpha_init, min_alpha, max_alpha, fixed_alpha)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=delay_actor)
-        policy = list(actor_network.parameters()) if separate_losses else None
+        trained = list(actor_network.parameters()) if separate_losses else []
+        self.num_qvalue_nets = num_qvalue_nets
         self.has_value_network = value_network is not None
         if value_network is not None:
             self.out_keys = [*self.out_keys, "loss_value"]
@@ -99,14 +103,15 @@ class SACLoss(EntropyLoss):
                 value_network,
                 "value_network",
                 create_target_params=delay_value,
-                compare_against=policy,
+                compare_against=trained,
             )
+            trained += list(value_network.parameters()) if separate_losses else []
         self.convert_to_functional(
             qvalue_network,
             "qvalue_network",
             expand_dim=num_qvalue_nets,
             create_target_params=delay_qvalue,
-            compare_against=policy,
+            compare_against=trained,
         )
         entropy = self._resolve_target_entropy(target_entropy, action_spec)
         self.register_buffer("_target_entropy", torch.tensor(entropy))
@@ -119,57 +124,76 @@ class SACLoss(EntropyLoss):
     def target_entropy_buffer(self) -> Tensor:
         return self._target_entropy
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``alpha * log pi(a|s) - min_i Q_i(s, a)`` with ``a ~ pi``, per sample (eq. 9)."""
         action, log_prob = rsample_and_log_prob(self.distribution(tensordict))
         q = self._q(tensordict, action, detach=True).min(0).values
         return self.alpha * log_prob - q, {"log_prob": log_prob.detach()}
 
-    def _soft_value(self, tensordict: TensorDictBase) -> Tensor:
-        """``min_i Q_i(s, a) - alpha * log pi(a|s)`` with ``a ~ pi``, of the delayed networks."""
-        action, log_prob = rsample_and_log_prob(self.distribution(tensordict, target=True))
+    def _soft_value(self, tensordict: TensorDictBase, delayed_actor: bool) -> Tensor:
+        """``min_i Q_i(s, a) - alpha * log pi(a|s)`` with ``a ~ pi``, of the delayed critics."""
+        dist = self.distribution(tensordict, target=delayed_actor)
+        action, log_prob = rsample_and_log_prob(dist)
         q = self._q(tensordict, action, target=True).min(0).values
         return q - self.alpha * log_prob
 
     def _v(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
         out = self.run_network("value_network", tensordict, **which)
-        return out.get(self.tensor_keys.value).squeeze(-1)
+        return out[self.tensor_keys.value].squeeze(-1)
 
-    def _bellman(
-        self, tensordict: TensorDictBase, next_value: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _target(self, tensordict: TensorDictBase, next_value: Tensor) -> Tensor:
         if self.skip_done_states:
             next_value = self._without_terminated(tensordict, next_value)
-        target = self.bootstrap(tensordict, next_value)
+        return self.bootstrap(tensordict, next_value)
+
+    @part
+    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft Bellman error against ``r + gamma (min Q'(s', a') - alpha log pi(a'|s'))``, summed
+        over critics, per sample (arXiv:1812.05905, eq. 5). The actor is the one being trained,
+        delayed or not."""
+        with torch.no_grad():
+            next_value = self._soft_value(tensordict.get("next"), delayed_actor=False)
+        target = self._target(tensordict, next_value)
         q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
         loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
         return loss, {"td_error": (q - target).detach().abs().max(0).values}
 
-    def qvalue_v2_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft Bellman error against ``r + gamma (min Q'(s', a') - alpha log pi(a'|s'))``, summed
-        over critics, per sample (arXiv:1812.05905, eq. 5)."""
-        with torch.no_grad():
-            next_value = self._soft_value(tensordict.get("next"))
-        return self._bellman(tensordict, next_value)
-
+    @part
     def qvalue_v1_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft Bellman error against ``r + gamma V'(s')``, summed over critics, per sample
-        (arXiv:1801.01290, eq. 7 and 8). Every critic sees the whole batch."""
+        """Soft Bellman error against ``r + gamma V'(s')``, per sample (arXiv:1801.01290, eq. 7
+        and 8). As upstream, each critic learns from its own share of the batch's first axis.
+
+        Raises:
+            RuntimeError: when the critics cannot share the batch evenly.
+        """
         with torch.no_grad():
             next_value = self._v(tensordict.get("next"), target=True)
-        return self._bellman(tensordict, next_value)
+        target, size = self._target(tensordict, next_value), tensordict.shape
+        if size[0] % self.num_qvalue_nets:
+            raise RuntimeError(
+                f"{self.num_qvalue_nets} critics cannot share a batch of {size[0]} evenly"
+            )
+        shares = tensordict.select(*self.qvalue_network.in_keys)
+        shares = shares.reshape(self.num_qvalue_nets, -1, *size[1:])
+        out = self.run_network("qvalue_network", shares, own_inputs=True)
+        q = out[self.tensor_keys.state_action_value].squeeze(-1).reshape(size)
+        loss = distance_loss(q, target, self.loss_function)
+        return loss, {"td_error": (q - target).detach().pow(2)}
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss of the version in use."""
         if self.has_value_network:
             return self.qvalue_v1_loss(tensordict)
         return self.qvalue_v2_loss(tensordict)
 
+    @part
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Distance of V(s) to ``min_i Q_i(s, a) - alpha * log pi(a|s)`` with ``a ~ pi``, per
         sample (arXiv:1801.01290, eq. 5; first version only)."""
         with torch.no_grad():
-            target = self._soft_value(tensordict)
+            target = self._soft_value(tensordict, delayed_actor=True)
         value = self._v(tensordict)
         return distance_loss(value, target, self.loss_function), {"value": value.detach()}
 
@@ -180,13 +204,13 @@ class SACLoss(EntropyLoss):
 
     def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The losses per sample and what is reported besides; writes the priority."""
-        self._warn_if_targets_stand_still()
+        self._keep_alpha_in_range()
         losses = {}
         qvalue, q_info = self.qvalue_loss(tensordict)
         if self.has_value_network:
             losses["loss_value"], _ = self.value_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, q_info["td_error"].unsqueeze(-1))
+        tensordict.set(self.tensor_keys.priority, q_info["td_error"])
         alpha = self.alpha_loss(info["log_prob"])
         losses |= {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
         return losses, {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}

@@ -38,8 +38,10 @@ __all__ = [
     "TensorSpec",
     "Unbounded",
     "action_space_of",
+    "action_spec_of",
     "bounds",
     "one_hot",
+    "output_specs",
 ]
 
 
@@ -115,6 +117,23 @@ class Composite(TensorSpec):
     def items(self) -> list[tuple[str, TensorSpec | None]]:
         return list(self._specs.items())
 
+    def values(self) -> list[TensorSpec | None]:
+        return list(self._specs.values())
+
+    def get(self, key: NestedKey, default: Any = None) -> Any:
+        if key not in self:
+            return default
+        return self[key]
+
+    def set(self, key: NestedKey, spec: TensorSpec | None) -> Composite:
+        self[key] = spec
+        return self
+
+    def update(self, other: Mapping[Any, TensorSpec | None] | Composite) -> Composite:
+        for key, spec in other.items():
+            self[key] = spec
+        return self
+
     def _known(self) -> Iterator[tuple[str, TensorSpec]]:
         return ((k, s) for k, s in self._specs.items() if s is not None)
 
@@ -127,6 +146,9 @@ class Composite(TensorSpec):
 
     def zero(self, batch: Sequence[int] = ()) -> TensorDict:
         return self._gather({k: s.zero(batch) for k, s in self._known()}, batch)
+
+    def one(self, batch: Sequence[int] = ()) -> TensorDict:
+        return self._gather({k: s.one(batch) for k, s in self._known()}, batch)
 
     def project(self, value: TensorDictBase) -> TensorDictBase:
         """A copy of ``value`` whose entries are projected, each by its spec."""
@@ -186,8 +208,7 @@ def action_space_of(space: object) -> str:
     if isinstance(space, str):
         found = _SPACES.get(space.replace("-", "_"))
     else:
-        if hasattr(space, "keys") and hasattr(space, "__getitem__"):
-            space = _action_of(space)
+        space = action_spec_of(space)
         names = (cls.__name__ for cls in type(space).__mro__)
         found = next((_SPEC_SPACES[n] for n in names if n in _SPEC_SPACES), None)
     if found is None:
@@ -198,25 +219,56 @@ def action_space_of(space: object) -> str:
     return found
 
 
-def _action_of(spec: Any) -> object:
-    """The spec below "action", or below the first nested key that ends in it."""
-    if "action" in spec.keys():  # noqa: SIM118  (other libraries' composites do not all iterate)
+def action_spec_of(spec: Any) -> Any:
+    """The spec of the action in a composite (ours or another library's): the one below "action",
+    or below the first nested key that ends in it, or the only one that is known. Other specs are
+    returned as they are; None where there is none to tell.
+    """
+    if not hasattr(spec, "keys") or not hasattr(spec, "__getitem__"):
+        return spec
+    if isinstance(spec, Mapping):
         return spec["action"]
-    nested = (k for k in spec.keys(True, True) if isinstance(k, tuple) and k[-1] == "action")
-    key = next(nested, None)
+    names = [k for k in spec.keys(True, True) if spec[k] is not None]
+    ending = (k for k in names if k == "action" or (isinstance(k, tuple) and k[-1] == "action"))
+    key = next(ending, names[0] if len(names) == 1 else None)
     return None if key is None else spec[key]
+
+
+def output_specs(spec: Any, out_keys: Sequence[NestedKey]) -> Any:
+    """A composite of the specs of all ``out_keys``, None where nothing is known.
+
+    Args:
+        spec: of the one output, a mapping, or a composite (which is copied).
+
+    Raises:
+        RuntimeError: on one spec for several outputs, or specs of other entries.
+    """
+    if spec is None or isinstance(spec, Mapping):
+        spec = Composite(spec)
+    elif hasattr(spec, "keys"):
+        spec = spec.clone()
+    elif len(out_keys) > 1:
+        raise RuntimeError(f"one spec for the outputs {list(out_keys)}: give a Composite")
+    else:
+        spec = Composite({out_keys[0]: spec})
+    known = {unravel_key(k) for k in spec.keys(True, True)}
+    written = {unravel_key(k) for k in out_keys}
+    if not known <= written:
+        raise RuntimeError(f"specs of {known - written}, which are not among the outputs {written}")
+    for key in written - known:
+        spec[key] = None
+    return spec
 
 
 def bounds(spec: object, what: str = "action_spec") -> tuple[Tensor, Tensor]:
     """``(low, high)`` of any box spec, ours or another library's (``.space.low`` / ``.low``).
 
-    A composite spec is looked into under ``"action"``.
+    Of a composite it is the action's (:func:`action_spec_of`).
 
     Raises:
         ValueError: when the spec has no bounds.
     """
-    if not hasattr(spec, "low") and not hasattr(spec, "space") and hasattr(spec, "__getitem__"):
-        spec = spec["action"]
+    spec = action_spec_of(spec)
     box = spec if isinstance(getattr(spec, "low", None), Tensor) else getattr(spec, "space", None)
     low, high = getattr(box, "low", None), getattr(box, "high", None)
     if low is None or high is None:

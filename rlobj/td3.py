@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlobj import noise
 from rlobj._arguments import refuse
+from rlobj._parts import part
 from rlobj.common import LossModule
 from rlobj.specs import bounds as bounds_of
 from rlobj.utils import ValueEstimators, distance_loss, weight_like
@@ -34,6 +35,7 @@ class TD3Base(LossModule):
     default_value_estimator = ValueEstimators.TD0
     max_action: Tensor
     min_action: Tensor
+    actor_loss: Callable[[TensorDictBase], tuple[Tensor, dict[str, Tensor]]]  # of a subclass
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class TD3Base(LossModule):
 
     def _action(self, tensordict: TensorDictBase, **which: Any) -> Tensor:
         out = self.run_network("actor_network", tensordict, **which)
-        return out.get(self.tensor_keys.action)
+        return out[self.tensor_keys.action]
 
     def _mean(self, value: Tensor, tensordict: TensorDictBase) -> Tensor:
         """Mean over the batch without what the mask leaves out, whatever the reduction."""
@@ -101,12 +103,20 @@ class TD3Base(LossModule):
         q = self._q(tensordict, tensordict.get(self.tensor_keys.action))
         loss = distance_loss(q, target.expand_as(q), self.loss_function).sum(0)
         info = {
-            "td_error": (q - target).detach().pow(2).max(0).values,
+            "td_error": (q.detach() - target).pow(2),
             "next_state_value": q_next,
             "pred_value": q.detach(),
             "target_value": target,
         }
         return loss, info
+
+    def _both(self, tensordict: TensorDictBase, critic_loss: Callable) -> TensorDictBase:
+        """What ``forward`` returns; writes the largest squared error of any critic as priority."""
+        actor, actor_info = self.actor_loss(tensordict)
+        qvalue, info = critic_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, info.pop("td_error").max(0).values)
+        losses = {"loss_actor": actor, "loss_qvalue": qvalue}
+        return self.output(losses, {**actor_info, **info}, tensordict)
 
 
 class TD3Loss(TD3Base):
@@ -172,11 +182,13 @@ class TD3Loss(TD3Base):
             use_prioritized_weights=use_prioritized_weights,
         )
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-Q_1(s, pi(s))`` per sample (algorithm 1)."""
         q = self._q(tensordict, self._action(tensordict), detach=True)
         return -q[0], {"state_action_value_actor": q.detach()}
 
+    @part
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped double-Q Bellman error with target policy smoothing, summed over critics, per
         sample (algorithm 1)."""
@@ -184,12 +196,7 @@ class TD3Loss(TD3Base):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
-        actor, actor_info = self.actor_loss(tensordict)
-        qvalue, info = self.value_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error").unsqueeze(-1))
-        losses = {"loss_actor": actor, "loss_qvalue": qvalue}
-        return self.output(losses, {**actor_info, **info}, tensordict)
+        return self._both(tensordict, self.value_loss)
 
 
 def _action_bounds(action_spec: Any, bounds: Any) -> tuple[Tensor, Tensor]:

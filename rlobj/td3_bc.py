@@ -11,6 +11,7 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
+from rlobj._parts import part
 from rlobj.td3 import TD3Base
 
 
@@ -81,17 +82,19 @@ class TD3BCLoss(TD3Base):
         )
         self.alpha = alpha
 
+    @part
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """``-lambda * Q_1(s, pi(s)) + mean (pi(s) - a)^2`` per sample, with
         ``lambda = alpha / mean |Q_1|`` (eq. 3 and 5)."""
         action = self._action(tensordict)
-        q = self._q(tensordict, action, detach=True)
+        q = self._q(tensordict, action, detach=True, first=True)
         gap = F.mse_loss(action, tensordict.get(self.tensor_keys.action), reduction="none")
         bc = self._mean(gap, tensordict)
-        lmbd = self.alpha / self._mean(q[0].abs(), tensordict).detach()
+        lmbd = self.alpha / self._mean(q.abs(), tensordict).detach()
         info = {"state_action_value_actor": q.detach(), "bc_loss": bc.detach(), "lmbd": lmbd}
-        return -lmbd * q[0] + bc, info
+        return -lmbd * q + bc, info
 
+    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Clipped double-Q Bellman error with target policy smoothing, summed over critics, per
         sample (Fujimoto et al. 2018, algorithm 1)."""
@@ -99,9 +102,4 @@ class TD3BCLoss(TD3Base):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self._warn_if_targets_stand_still()
-        actor, actor_info = self.actor_loss(tensordict)
-        qvalue, info = self.qvalue_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info.pop("td_error").unsqueeze(-1))
-        losses = {"loss_actor": actor, "loss_qvalue": qvalue}
-        return self.output(losses, {**actor_info, **info}, tensordict)
+        return self._both(tensordict, self.qvalue_loss)

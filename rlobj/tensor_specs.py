@@ -7,6 +7,7 @@ and check elements with any number of leading batch axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -65,6 +66,26 @@ class TensorSpec:
     def zero(self, batch: Shape = ()) -> Tensor:
         """Zeros ``[*batch, *shape]`` (of a one-hot space too, where they are no element)."""
         return torch.zeros((*batch, *self.shape), dtype=self.dtype, device=self.device)
+
+    def one(self, batch: Shape = ()) -> Tensor:
+        """Ones ``[*batch, *shape]``."""
+        return torch.ones((*batch, *self.shape), dtype=self.dtype, device=self.device)
+
+    def zeros(self, batch: Shape = ()) -> Tensor:
+        return self.zero(batch)
+
+    def ones(self, batch: Shape = ()) -> Tensor:
+        return self.one(batch)
+
+    def sample(self, batch: Shape = ()) -> Tensor:
+        return self.rand(batch)
+
+    def contains(self, value: Tensor) -> bool:
+        return self.is_in(value)
+
+    def clone(self) -> TensorSpec:
+        """A spec of its own for the same space."""
+        return deepcopy(self)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest element of the space."""
@@ -238,10 +259,26 @@ class _OneHots(TensorSpec):
     """Independent choices side by side in the last axis, ``nvec[i]`` entries for the i-th."""
 
     nvec: tuple[int, ...]
+    mask: Tensor | None = None
 
-    def _check_width(self, what: str) -> None:
+    def _check(self, use_register: bool, mask: Tensor | None) -> None:
+        name = type(self).__name__
+        if use_register:
+            raise NotImplementedError(f"{name} encodes no values: use_register has no meaning")
         if not self.shape or self.shape[-1] != sum(self.nvec):
-            raise ValueError(f"{what} needs shape[-1] == {sum(self.nvec)}, got {tuple(self.shape)}")
+            raise ValueError(f"{name} needs shape[-1] == {sum(self.nvec)}, got {tuple(self.shape)}")
+        if mask is not None:
+            parts = [_checked_mask(m, m.shape[-1], self.device) for m in self._split(mask)]
+            self.mask = torch.cat([m for m in parts if m is not None], -1)
+
+    def _split(self, mask: Tensor) -> tuple[Tensor, ...]:
+        if mask.shape[-1] != sum(self.nvec):
+            raise ValueError(f"the mask needs {sum(self.nvec)} entries along its last axis")
+        return self._parts(mask)
+
+    def rand(self, batch: Shape = ()) -> Tensor:
+        u = self._uniform(*batch, *self.shape)
+        return self.project(u if self.mask is None else u.masked_fill(~self.mask, -1.0))
 
     def _parts(self, value: Tensor) -> tuple[Tensor, ...]:
         return value.split(self.nvec, -1)
@@ -255,7 +292,8 @@ class _OneHots(TensorSpec):
     def _holds(self, value: Tensor) -> Tensor:
         binary = ((value == 0) | (value == 1)).all()
         single = [(p.to(torch.int64).sum(-1) == 1).all() for p in self._parts(value)]
-        return binary & torch.stack(single).all()
+        found = binary & torch.stack(single).all()
+        return found if self.mask is None else found & (value.bool() <= self.mask).all()
 
 
 class OneHot(_OneHots):
@@ -265,7 +303,9 @@ class OneHot(_OneHots):
         mask: boolean ``[*shape]``: the alternatives that are allowed.
 
     Raises:
-        ValueError: when the last axis is not ``n`` long, or the mask does not fit.
+        ValueError: when the last axis is not ``n`` long, or the mask does not fit or forbids
+            everything.
+        NotImplementedError: on ``use_register``, which is about encoding values of other types.
     """
 
     def __init__(
@@ -274,33 +314,28 @@ class OneHot(_OneHots):
         shape: Shape | None = None,
         device: Device = None,
         dtype: torch.dtype = torch.bool,
+        use_register: bool = False,
         mask: Tensor | None = None,
     ) -> None:
         super().__init__((n,) if shape is None else shape, dtype, device)
         self.n, self.nvec = int(n), (int(n),)
-        self._check_width("OneHot")
-        self.mask = _checked_mask(mask, self.n, self.device)
+        self._check(use_register, mask)
         self.space = CategoricalBox(self.n)
 
-    def rand(self, batch: Shape = ()) -> Tensor:
-        u = self._uniform(*batch, *self.shape)
-        return one_hot(_choose(u, self.mask), self.n, self.dtype)
-
-    def _holds(self, value: Tensor) -> Tensor:
-        allowed = torch.ones((), dtype=torch.bool, device=value.device)
-        if self.mask is not None:
-            allowed = (value.bool() <= self.mask).all()
-        return super()._holds(value) & allowed
-
     def to(self, dest: torch.device | str) -> OneHot:
-        return OneHot(self.n, self.shape, dest, self.dtype, self.mask)
+        return OneHot(self.n, self.shape, dest, self.dtype, mask=self.mask)
 
 
 class MultiOneHot(_OneHots):
     """Several choices, each a one-hot vector, concatenated along the last axis.
 
+    Args:
+        mask: boolean ``[*shape]``: the alternatives that are allowed.
+
     Raises:
-        ValueError: when the last axis is not ``sum(nvec)`` long.
+        ValueError: when the last axis is not ``sum(nvec)`` long, or the mask does not fit or
+            forbids all of a choice.
+        NotImplementedError: on ``use_register``, as :class:`OneHot`.
     """
 
     def __init__(
@@ -309,17 +344,16 @@ class MultiOneHot(_OneHots):
         shape: Shape | None = None,
         device: Device = None,
         dtype: torch.dtype = torch.bool,
+        use_register: bool = False,
+        mask: Tensor | None = None,
     ) -> None:
         self.nvec = tuple(int(n) for n in nvec)
         super().__init__((sum(self.nvec),) if shape is None else shape, dtype, device)
-        self._check_width("MultiOneHot")
+        self._check(use_register, mask)
         self.space = BoxList(tuple(CategoricalBox(n) for n in self.nvec))
 
-    def rand(self, batch: Shape = ()) -> Tensor:
-        return self.project(self._uniform(*batch, *self.shape))
-
     def to(self, dest: torch.device | str) -> MultiOneHot:
-        return MultiOneHot(self.nvec, self.shape, dest, self.dtype)
+        return MultiOneHot(self.nvec, self.shape, dest, self.dtype, mask=self.mask)
 
 
 class Binary(TensorSpec):

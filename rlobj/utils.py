@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ContextDecorator
 from enum import Enum
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
+
+from rlobj._networks import flat
 
 
 class ValueEstimators(Enum):
@@ -33,19 +36,16 @@ def value_type_of(name: ValueEstimators | str) -> ValueEstimators:
 
     Raises:
         KeyError: on an unknown alias.
+        TypeError: on anything but a member or a string.
     """
+    if not isinstance(name, (ValueEstimators, str)):
+        raise TypeError(f"a value estimator is named by ValueEstimators or a string, not {name!r}")
     return name if isinstance(name, ValueEstimators) else _ALIASES[name.lower()]
 
 
-def default_value_kwargs(value_type: ValueEstimators) -> dict:
-    """Default hyper-parameters of a value estimator.
-
-    Raises:
-        NotImplementedError: on something that is no value estimator.
-    """
-    if not isinstance(value_type, ValueEstimators):
-        raise NotImplementedError(f"no default hyper-parameters for {value_type!r}")
-    lmbda = {"lmbda": 0.95} if value_type in _WITH_LAMBDA else {}
+def default_value_kwargs(value_type: ValueEstimators | str) -> dict:
+    """Default hyper-parameters of a value estimator; errors as in :func:`value_type_of`."""
+    lmbda = {"lmbda": 0.95} if value_type_of(value_type) in _WITH_LAMBDA else {}
     return {"gamma": 0.99, **lmbda, "differentiable": True}
 
 
@@ -96,7 +96,8 @@ def next_state_value(
     for a missing ``terminated``.
 
     Args:
-        operator: writes ``next_val_key`` from the entries below ``next``; ``kwargs`` go to it.
+        operator: writes ``next_val_key`` from the entries below ``next``, or beside it where they
+            are missing there; ``kwargs`` go to it.
         pred_next_val: V(s') itself, ``[*batch]`` or ``[*batch, 1]``.
 
     Raises:
@@ -106,7 +107,7 @@ def next_state_value(
     if pred_next_val is None:
         if operator is None:
             raise ValueError("next_state_value needs operator or pred_next_val")
-        inputs = after.select(*operator.in_keys)
+        inputs = tensordict.exclude("next").update(after).select(*operator.in_keys)
         pred_next_val = operator(inputs, **kwargs).get(next_val_key)
     reward, done = after.get("reward"), after.get("done")
     alive = 1 - after.get("terminated", done).to(reward.dtype)
@@ -116,27 +117,34 @@ def next_state_value(
     return target.squeeze(-1)
 
 
-@contextmanager
-def hold_out_net(network: nn.Module) -> Iterator[None]:
-    """Freeze a network inside the block: its parameters collect no gradient there."""
-    params = [p for p in network.parameters() if p.requires_grad]
-    for p in params:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in params:
+class hold_out_net(ContextDecorator):
+    """Freeze a network inside a block or a function: its parameters collect no gradient there."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __enter__(self) -> None:
+        self._params = [p for p in self.network.parameters() if p.requires_grad]
+        for p in self._params:
+            p.requires_grad_(False)
+
+    def __exit__(self, *exc: object) -> None:
+        for p in self._params:
             p.requires_grad_(True)
 
 
-class hold_out_params:
-    """``with hold_out_params(params) as frozen``: a detached view of parameters."""
+class hold_out_params(ContextDecorator):
+    """``with hold_out_params(params) as frozen``: parameters, in a TensorDict or one by one,
+    without gradients."""
 
-    def __init__(self, params: TensorDictBase) -> None:
-        self.params = params
+    def __init__(self, params: TensorDictBase | Iterable[Tensor]) -> None:
+        if isinstance(params, TensorDictBase):
+            self.params: Any = params.detach()
+        else:
+            self.params = tuple(p.detach() for p in params)
 
-    def __enter__(self) -> TensorDict:
-        return self.params.data
+    def __enter__(self) -> TensorDictBase | tuple[Tensor, ...]:
+        return self.params
 
     def __exit__(self, *exc: object) -> None:
         return None
@@ -148,11 +156,15 @@ class TargetNetUpdater:
     Building an updater copies the online parameters into the targets.
 
     Raises:
+        ValueError: when given anything but a loss.
         NotImplementedError: when the loss holds no delayed networks.
+        RuntimeError: when a step comes before ``init_``.
     """
 
     def __init__(self, loss_module: Any) -> None:
-        names = list(getattr(loss_module, "delayed_networks", list)())
+        if not hasattr(loss_module, "delayed_networks"):
+            raise ValueError(f"a target updater needs a LossModule, not {type(loss_module)}")
+        names = loss_module.delayed_networks()
         if not names:
             raise NotImplementedError("the loss has no target networks: nothing to update")
         self._targets = [getattr(loss_module, f"target_{n}_params") for n in names]
@@ -163,27 +175,37 @@ class TargetNetUpdater:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for target, source in zip(self._targets, self._sources, strict=True):
-            for key, value in target.items(True, True):
-                yield value.data, source.get(key).data
+            online = flat(source)
+            for key, value in flat(target).items():
+                yield value, online[key]
 
+    @torch.no_grad()
     def init_(self) -> None:
         """Copy online parameters into the targets."""
         for target, source in self._pairs():
             target.copy_(source)
         self.initialized = True
 
+    @torch.no_grad()
     def step(self) -> None:
+        """Move the targets, or count until they are to be moved."""
+        if not self.initialized:
+            raise RuntimeError("the target updater is not initialized: call init_()")
+        self._step()
+
+    def _step(self) -> None:
         raise NotImplementedError
 
     def state_dict(self) -> dict:
         return {"initialized": self.initialized}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.initialized = bool(state_dict["initialized"])
+        self.initialized = bool(state_dict.get("initialized", self.initialized))
 
 
 class SoftUpdate(TargetNetUpdater):
-    """Polyak averaging ``target <- (1 - tau) * target + tau * online``.
+    """Polyak averaging ``target <- (1 - tau) * target + tau * online``, of every parameter and
+    floating-point buffer; counters are copied.
 
     Args:
         eps: the share that stays, ``1 - tau``; exclusive with ``tau``.
@@ -193,27 +215,44 @@ class SoftUpdate(TargetNetUpdater):
     def __init__(
         self, loss_module: nn.Module, *, eps: float | None = None, tau: float | None = None
     ) -> None:
-        if (eps is None) == (tau is None):
+        if eps is None and tau is None:
+            raise RuntimeError("give exactly one of eps and tau: neither is there")
+        if eps is not None and tau is not None:
             raise ValueError("give exactly one of eps and tau")
         self.tau = float(tau) if tau is not None else 1.0 - float(eps)  # type: ignore[arg-type]
         if not 0.0 <= self.tau <= 1.0:
             raise ValueError(f"tau must lie in [0, 1], got {self.tau}")
+        if eps is not None and eps < 0.5:
+            warnings.warn(f"eps={eps} is the share that stays: is it meant as tau?", stacklevel=2)
         super().__init__(loss_module)
 
-    def step(self) -> None:
-        targets, sources = zip(*self._pairs(), strict=True)
+    @property
+    def eps(self) -> float:
+        """The share that stays."""
+        return 1.0 - self.tau
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self.tau = 1.0 - value
+
+    def _step(self) -> None:
+        pairs = list(self._pairs())
+        targets, sources = zip(*(p for p in pairs if p[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(list(targets), list(sources), self.tau)
+        for target, source in pairs:
+            if not target.is_floating_point():
+                target.copy_(source)
 
 
 class HardUpdate(TargetNetUpdater):
     """Copies online parameters every ``value_network_update_interval + 1`` steps, as upstream."""
 
-    def __init__(self, loss_module: nn.Module, *, value_network_update_interval: int = 1000):
+    def __init__(self, loss_module: nn.Module, *, value_network_update_interval: float = 1000):
         super().__init__(loss_module)
         self.value_network_update_interval = value_network_update_interval
         self.counter = 0
 
-    def step(self) -> None:
+    def _step(self) -> None:
         if self.counter == self.value_network_update_interval:
             self.counter = 0
             self.init_()
@@ -225,4 +264,4 @@ class HardUpdate(TargetNetUpdater):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
-        self.counter = int(state_dict["counter"])
+        self.counter = int(state_dict.get("counter", self.counter))

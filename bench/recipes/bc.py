@@ -29,7 +29,7 @@ class Hyper:
 
 def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     value, _ = loss.actor_loss(batch)
-    return {"loss_bc": value.mean()}
+    return {"loss_bc": value}
 
 
 def table(hp: Hyper, transitions: TensorDict) -> TensorDict:

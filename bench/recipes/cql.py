@@ -47,9 +47,9 @@ def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     cql, cql_info = loss.cql_loss(batch)
     actor, info = loss.actor_loss(batch)
     out = {
-        "loss_qvalue": qvalue.mean(),
-        "loss_cql": cql.mean(),
-        "loss_actor": actor.mean(),
+        "loss_qvalue": qvalue,
+        "loss_cql": cql,
+        "loss_actor": actor,
         "loss_alpha": loss.alpha_loss(info["log_prob"]).mean(),
         "q": q_info["pred_value"].mean(),
         "gap": cql_info["cql_gap"].mean(),

@@ -43,18 +43,14 @@ class Hyper:
 
 def value_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     value, info = loss.value_loss(batch)
-    return {"loss_value": value.mean(), "value": info["value"].mean()}
+    return {"loss_value": value, "value": info["value"].mean()}
 
 
 def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     """Critics and actor see the value function just updated, as in the authors' update."""
     qvalue, _ = loss.qvalue_loss(batch)
     actor, info = loss.actor_loss(batch)
-    return {
-        "loss_qvalue": qvalue.mean(),
-        "loss_actor": actor.mean(),
-        "weight": info["weight"].mean(),
-    }
+    return {"loss_qvalue": qvalue, "loss_actor": actor, "weight": info["weight"].mean()}
 
 
 def build(hp: Hyper, problem: Problem) -> Agent:

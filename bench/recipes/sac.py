@@ -32,13 +32,13 @@ class Hyper:
 
 def critic_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     value, info = loss.qvalue_loss(batch)
-    return {"loss_qvalue": value.mean(), "td_error": info["td_error"].mean()}
+    return {"loss_qvalue": value, "td_error": info["td_error"].mean()}
 
 
 def actor_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     actor, info = loss.actor_loss(batch)
     return {
-        "loss_actor": actor.mean(),
+        "loss_actor": actor,
         "loss_alpha": loss.alpha_loss(info["log_prob"]).mean(),
         "alpha": loss.alpha,
         "entropy": -info["log_prob"].mean(),

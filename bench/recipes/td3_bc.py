@@ -34,12 +34,12 @@ class Hyper:
 
 def critic_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     value, info = loss.qvalue_loss(batch)
-    return {"loss_qvalue": value.mean(), "q": info["pred_value"].mean()}
+    return {"loss_qvalue": value, "q": info["pred_value"].mean()}
 
 
 def actor_terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
     value, info = loss.actor_loss(batch)
-    return {"loss_actor": value.mean(), "bc": info["bc_loss"], "lambda": info["lmbd"]}
+    return {"loss_actor": value, "bc": info["bc_loss"], "lambda": info["lmbd"]}
 
 
 def build(hp: Hyper, problem: Problem) -> Agent:

@@ -2,9 +2,14 @@
 
 from tensordict.nn import NormalParamExtractor
 
-from rlobj.modules.actors import MLP, Actor, ProbabilisticActor, SafeModule, ValueOperator
-from rlobj.modules.decision_transformer import DecisionTransformer
+from rlobj.modules.actors import Actor, ProbabilisticActor, SafeModule, ValueOperator
+from rlobj.modules.decision_transformer import TimedDTActor
 from rlobj.modules.discrete import OneHotCategorical, ReparamGradientStrategy
+from rlobj.modules.distributional import (
+    DistributionalDQNnet,
+    DistributionalQValueActor,
+    DistributionalQValueModule,
+)
 from rlobj.modules.distributions import (
     Delta,
     Dropout,
@@ -14,19 +19,16 @@ from rlobj.modules.distributions import (
     deterministic_sample,
     rsample_and_log_prob,
 )
-from rlobj.modules.qvalue import (
-    DistributionalDQNnet,
-    DistributionalQValueActor,
-    DistributionalQValueModule,
-    QValueActor,
-    QValueHook,
-    QValueModule,
-)
+from rlobj.modules.dt_actors import DecisionTransformer, DTActor, DTConfig, OnlineDTActor
+from rlobj.modules.mlp import MLP
+from rlobj.modules.qvalue import QValueActor, QValueHook, QValueModule
 from rlobj.modules.truncated import TruncatedNormal
 
 __all__ = [
     "MLP",
     "Actor",
+    "DTActor",
+    "DTConfig",
     "DecisionTransformer",
     "Delta",
     "DistributionalDQNnet",
@@ -36,6 +38,7 @@ __all__ = [
     "IndependentNormal",
     "NormalParamExtractor",
     "OneHotCategorical",
+    "OnlineDTActor",
     "ProbabilisticActor",
     "QValueActor",
     "QValueHook",
@@ -44,6 +47,7 @@ __all__ = [
     "SafeModule",
     "TanhDelta",
     "TanhNormal",
+    "TimedDTActor",
     "TruncatedNormal",
     "ValueOperator",
     "deterministic_sample",

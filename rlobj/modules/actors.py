@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase, is_tensor_collection
 from tensordict.nn import (
+    CompositeDistribution,
+    InteractionType,
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModule,
@@ -16,10 +17,48 @@ from tensordict.nn import (
 from torch import nn
 
 from rlobj.modules.distributions import Delta
+from rlobj.specs import output_specs
+
+
+def _within_specs(module: Any, inputs: Any, output: Any) -> Any:
+    """A forward hook: what ``module`` wrote, projected onto its specs.
+
+    A module called with tensors instead of a TensorDict answers with tensors.
+    """
+    if isinstance(output, TensorDictBase) or is_tensor_collection(output):
+        known = {k: module.spec[k] for k in module.out_keys}
+        return output.update({k: s.project(output.get(k)) for k, s in known.items() if s})
+    values = output if isinstance(output, tuple) else (output,)
+    specs = [module.spec[k] for k in module.out_keys]
+    projected = (v if s is None else s.project(v) for v, s in zip(values, specs, strict=True))
+    return tuple(projected) if isinstance(output, tuple) else next(projected)
+
+
+def _describe(module: Any, spec: Any, safe: bool) -> None:
+    """Give a module its ``spec`` and, where ``safe``, hold its outputs to it."""
+    module.spec, module.safe = output_specs(spec, module.out_keys), safe
+    if not safe:
+        return
+    if all(module.spec[k] is None for k in module.out_keys):
+        raise RuntimeError("safe=True needs a spec to keep the outputs in")
+    module.register_forward_hook(_within_specs)
 
 
 class SafeModule(TensorDictModule):
-    """A TensorDictModule that remembers the spec of its output."""
+    """A TensorDictModule that knows the specs of its outputs.
+
+    Args:
+        module: called with the entries ``in_keys``, in this order.
+        out_keys: where its outputs go.
+        spec: of the output, or a Composite of several; ``self.spec`` is always a Composite, with
+            None where nothing is known.
+        safe: project the outputs onto their specs.
+        inplace: write into the input (True), into an empty TensorDict ("empty"), or a new one.
+
+    Raises:
+        RuntimeError: on one spec for several outputs, specs of entries that the module does not
+            write, and ``safe`` without spec.
+    """
 
     def __init__(
         self,
@@ -27,13 +66,21 @@ class SafeModule(TensorDictModule):
         in_keys: Sequence[NestedKey],
         out_keys: Sequence[NestedKey],
         spec: Any = None,
+        safe: bool = False,
+        inplace: bool | str = True,
     ) -> None:
-        super().__init__(module, in_keys=list(in_keys), out_keys=list(out_keys))
-        self.spec = spec
+        super().__init__(module, in_keys=list(in_keys), out_keys=list(out_keys), inplace=inplace)
+        _describe(self, spec, safe)
 
 
 class Actor(SafeModule):
-    """A deterministic policy ``observation -> action``."""
+    """A deterministic policy ``observation -> action``.
+
+    Args:
+        spec: of the first output, or a Composite.
+
+    The other arguments and errors are those of :class:`SafeModule`.
+    """
 
     def __init__(
         self,
@@ -42,8 +89,12 @@ class Actor(SafeModule):
         out_keys: Sequence[NestedKey] | None = None,
         *,
         spec: Any = None,
+        safe: bool = False,
+        inplace: bool | str = True,
     ) -> None:
-        super().__init__(module, in_keys or ["observation"], out_keys or ["action"], spec)
+        in_keys, out_keys = in_keys or ["observation"], out_keys or ["action"]
+        spec = _of_first(spec, out_keys)
+        super().__init__(module, in_keys, out_keys, spec, safe, inplace)
 
 
 class ProbabilisticActor(ProbabilisticTensorDictSequential):
@@ -52,34 +103,81 @@ class ProbabilisticActor(ProbabilisticTensorDictSequential):
     Args:
         module: TensorDictModule that writes ``in_keys``.
         in_keys: entries handed to the distribution by keyword.
-        out_keys: where the action goes.
+        out_keys: where the action goes, ["action"] by default; of a CompositeDistribution the
+            names of its parts.
+        spec: of the action, or a Composite; ``self.spec`` is always a Composite, with None where
+            nothing is known.
+        safe: project what is written onto its specs.
         distribution_class, distribution_kwargs: the distribution and its fixed arguments.
         return_log_prob: also write ``action_log_prob``.
+        default_interaction_type, log_prob_keys, log_prob_key, cache_dist, n_empirical_estimate,
+            num_samples, generator: as in tensordict's ProbabilisticTensorDictModule.
+
+    Raises:
+        RuntimeError: as :class:`SafeModule`.
     """
 
     def __init__(
         self,
         module: TensorDictModule,
-        in_keys: list[NestedKey] | dict[str, NestedKey],
+        in_keys: NestedKey | Sequence[NestedKey] | dict[str, NestedKey],
         out_keys: Sequence[NestedKey] | None = None,
         *,
         spec: Any = None,
+        safe: bool = False,
+        default_interaction_type: InteractionType | None = None,
         distribution_class: type = Delta,
         distribution_kwargs: dict | None = None,
         return_log_prob: bool = False,
-        default_interaction_type: Any = None,
+        log_prob_keys: list[NestedKey] | None = None,
+        log_prob_key: NestedKey | None = None,
+        cache_dist: bool = False,
+        n_empirical_estimate: int = 1000,
+        num_samples: int | torch.Size | None = None,
+        generator: torch.Generator | int | NestedKey | None = None,
     ) -> None:
-        chosen = {"default_interaction_type": default_interaction_type}
+        if out_keys is None:
+            out_keys = _parts(distribution_kwargs) if _composed(distribution_class) else ["action"]
         head = ProbabilisticTensorDictModule(
-            in_keys=in_keys,
-            out_keys=list(out_keys or ["action"]),
+            in_keys=in_keys if isinstance(in_keys, (str, tuple, dict)) else list(in_keys),
+            out_keys=list(out_keys),
+            default_interaction_type=default_interaction_type or InteractionType.DETERMINISTIC,
             distribution_class=distribution_class,
             distribution_kwargs=distribution_kwargs,
             return_log_prob=return_log_prob,
-            **{k: v for k, v in chosen.items() if v is not None},
+            log_prob_keys=log_prob_keys,
+            log_prob_key=log_prob_key,
+            cache_dist=cache_dist,
+            n_empirical_estimate=n_empirical_estimate,
+            num_samples=num_samples,
+            generator=generator,
         )
         super().__init__(module, head)
-        self.spec = spec
+        _describe(self, _of_first(spec, out_keys) if len(out_keys) == 1 else spec, safe)
+
+
+def _of_first(spec: Any, out_keys: Sequence[NestedKey]) -> Any:
+    """A lone spec is that of the action, whatever else an actor writes."""
+    return spec if spec is None or hasattr(spec, "keys") else {out_keys[0]: spec}
+
+
+def _composed(distribution_class: type) -> bool:
+    return isinstance(distribution_class, type) and issubclass(
+        distribution_class, CompositeDistribution
+    )
+
+
+def _parts(distribution_kwargs: Mapping[str, Any] | None) -> list[NestedKey]:
+    """Where the samples of a CompositeDistribution go.
+
+    Raises:
+        KeyError: without ``distribution_map``.
+    """
+    given = distribution_kwargs or {}
+    if "distribution_map" not in given:
+        raise KeyError("a CompositeDistribution needs distribution_kwargs['distribution_map']")
+    names = given.get("name_map")
+    return list(given["distribution_map"] if names is None else names.values())
 
 
 class ValueOperator(TensorDictModule):
@@ -95,44 +193,3 @@ class ValueOperator(TensorDictModule):
         if out_keys is None:
             out_keys = ["state_action_value" if "action" in in_keys else "state_value"]
         super().__init__(module, in_keys=in_keys, out_keys=list(out_keys))
-
-
-class MLP(nn.Sequential):
-    """A multi-layer perceptron; several inputs are concatenated along the last axis.
-
-    Args:
-        in_features, out_features: sizes of the ends.
-        num_cells: width of each hidden layer (a number is repeated ``depth`` times).
-        depth: number of hidden layers, when ``num_cells`` is a number.
-        activation_class: between layers.
-        activate_last_layer: also after the last one.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        depth: int | None = None,
-        num_cells: int | Sequence[int] = 32,
-        activation_class: type[nn.Module] = nn.Tanh,
-        norm_class: type[nn.Module] | None = None,
-        dropout: float | None = None,
-        bias_last_layer: bool = True,
-        activate_last_layer: bool = False,
-        device: torch.device | str | None = None,
-    ) -> None:
-        if isinstance(num_cells, int):
-            num_cells = [num_cells] * (3 if depth is None else depth)
-        sizes = [in_features, *num_cells, out_features]
-        layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(pairwise(sizes)):
-            last = i == len(sizes) - 2
-            layers.append(nn.Linear(a, b, bias=bias_last_layer or not last, device=device))
-            if not last or activate_last_layer:
-                layers += [] if norm_class is None else [norm_class(b)]
-                layers.append(activation_class())
-                layers += [] if not dropout else [nn.Dropout(dropout)]
-        super().__init__(*layers)
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return super().forward(torch.cat(inputs, -1) if len(inputs) > 1 else inputs[0])

@@ -1,6 +1,8 @@
-"""A causal transformer over (return-to-go, observation, action) tokens (Chen et al. 2021)."""
+"""Causal transformers over (return-to-go, observation, action) tokens (Chen et al. 2021)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,10 @@ class CausalBlock(nn.Module):
     Args:
         width: size of a token.
         heads: attention heads; divides ``width``.
-        dropout: on attention weights and both residual branches.
+        dropout: on both residual branches, and on attention weights unless ``attention_dropout``
+            says otherwise.
+        activation_class: of the feed-forward part (any function that makes a module).
+        inner: its width, by default four times ``width``.
     """
 
     def __init__(
@@ -22,7 +27,10 @@ class CausalBlock(nn.Module):
         width: int,
         heads: int,
         dropout: float,
-        activation_class: type[nn.Module] = nn.ReLU,
+        activation_class: Callable[[], nn.Module] = nn.ReLU,
+        *,
+        inner: int | None = None,
+        attention_dropout: float | None = None,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -30,8 +38,10 @@ class CausalBlock(nn.Module):
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop_attention, self.drop = Dropout(dropout), Dropout(dropout)
+        inner = 4 * width if inner is None else inner
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.drop_attention = Dropout(dropout if attention_dropout is None else attention_dropout)
+        self.drop = Dropout(dropout)
         self.activation = activation_class()
 
     def attend(self, x: Tensor, allowed: Tensor) -> Tensor:
@@ -49,8 +59,13 @@ class CausalBlock(nn.Module):
         return x + self.drop(self.down(self.activation(self.up(self.norm2(x)))))
 
 
-class DecisionTransformer(nn.Module):
-    """Predicts the action of each step from returns-to-go, observations and earlier actions.
+class TimedDTActor(nn.Module):
+    """The network of the Decision Transformer's authors: every token carries the embedding of its
+    time step, padded steps are masked, actions are squashed into their bounds.
+
+    It predicts the action of each step from returns-to-go, observations and earlier actions.
+    (:class:`~rlobj.modules.DTActor` is torchrl's network, which knows positions in the window
+    only.)
 
     Args:
         state_dim, action_dim: sizes of an observation and an action.
@@ -75,7 +90,7 @@ class DecisionTransformer(nn.Module):
         max_timestep: int = 1000,
         low: Tensor | float | None = -1.0,
         high: Tensor | float | None = 1.0,
-        activation_class: type[nn.Module] = nn.ReLU,
+        activation_class: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
         self.embed_return = nn.Linear(1, width)
@@ -112,32 +127,45 @@ class DecisionTransformer(nn.Module):
         time = self.embed_time(
             timestep.reshape(b, t).long().clamp(0, self.embed_time.num_embeddings - 1)
         )
-        tokens = torch.stack(
-            [
-                self.embed_return(return_to_go) + time,
-                self.embed_state(observation) + time,
-                self.embed_action(action) + time,
-            ],
-            2,
-        ).reshape(b, 3 * t, -1)
+        tokens = interleave(
+            self.embed_return(return_to_go) + time,
+            self.embed_state(observation) + time,
+            self.embed_action(action) + time,
+        )
         x = self.drop(self.norm_in(tokens))
         allowed = self._allowed(b, t, mask, x.device)
         for block in self.blocks:
             x = block(x, allowed)
-        out = self.head(self.norm_out(x).reshape(b, t, 3, -1)[:, :, 1])
+        out = self.head(at_observations(self.norm_out(x)))
         if self.low is None or self.high is None:
             return out
         return self.low + 0.5 * (self.high - self.low) * (out.tanh() + 1)
 
     @staticmethod
     def _allowed(b: int, t: int, mask: Tensor | None, device: torch.device) -> Tensor:
-        causal = torch.ones(3 * t, 3 * t, dtype=torch.bool, device=device).tril()
+        causal = so_far(3 * t, device)
         if mask is None:
             return causal.expand(b, 1, 3 * t, 3 * t)
         keys = mask.reshape(b, t, 1).expand(b, t, 3).reshape(b, 1, 1, 3 * t)
         # a padded token sees itself, so that no row of the softmax is empty
         itself = torch.eye(3 * t, dtype=torch.bool, device=device)
         return (causal & keys) | itself
+
+
+def interleave(*parts: Tensor) -> Tensor:
+    """``n`` parts ``[B, T, width]`` as one sequence ``[B, n T, width]``, step by step."""
+    return torch.stack(parts, 2).flatten(1, 2)
+
+
+def at_observations(x: Tensor) -> Tensor:
+    """The second of every three tokens, ``[B, 3 T, width]`` to ``[B, T, width]``: it has seen the
+    return-to-go and observation of its step, not yet the action."""
+    return x.unflatten(1, (-1, 3))[:, :, 1]
+
+
+def so_far(length: int, device: torch.device) -> Tensor:
+    """``[length, length]``: each token sees itself and what came before."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 def _init(module: nn.Module) -> None:

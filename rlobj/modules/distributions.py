@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +22,35 @@ def _normal_log_prob(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     return -0.5 * z * z - scale.log() - _HALF_LOG_2PI
 
 
+def _check_order(low: float | Tensor, high: float | Tensor, what: str) -> None:
+    """RuntimeError on numbers that are no interval; tensors would cost a traced loss its graph."""
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not low < high:
+        raise RuntimeError(f"{what} needs low < high, got {low} and {high}")
+
+
+Scale = Tensor | float | Callable[[Tensor], Tensor]
+
+
 class _Diagonal(D.Distribution):
-    """A distribution over vectors whose last axis is the event."""
+    """A distribution whose last ``event_dims`` axes are the event and whose entries are
+    independent; ``scale`` may be a number, or a function of ``loc``."""
 
     arg_constraints: dict = {}
     has_rsample = True
 
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+    def __init__(self, loc: Tensor, scale: Scale, event_dims: int = 1) -> None:
+        scale = scale(loc) if callable(scale) else scale
+        scale = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=False)
+        batch_dims = self.loc.ndim - event_dims
+        self._event_axes = tuple(range(-event_dims, 0))
+        super().__init__(
+            self.loc.shape[:batch_dims], self.loc.shape[batch_dims:], validate_args=False
+        )
+
+    def _joint(self, log_prob: Tensor) -> Tensor:
+        """The event's log-probability from its entries'."""
+        return log_prob.sum(self._event_axes) if self._event_axes else log_prob
 
     def _base_sample(self, sample_shape: Any) -> Tensor:
         shape = (*tuple(sample_shape), *self.loc.shape)
@@ -46,25 +67,31 @@ class IndependentNormal(_Diagonal):
     Args:
         loc, scale: ``[*batch, n]``.
         upscale, tanh_loc: with ``tanh_loc``, ``loc`` becomes ``upscale * tanh(loc / upscale)``.
+        event_dim: how many axes make an event.
     """
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, upscale: float = 5.0, tanh_loc: bool = False
+        self,
+        loc: Tensor,
+        scale: Scale,
+        upscale: float | Tensor = 5.0,
+        tanh_loc: bool = False,
+        event_dim: int = 1,
     ) -> None:
-        super().__init__((loc / upscale).tanh() * upscale if tanh_loc else loc, scale)
+        super().__init__((loc / upscale).tanh() * upscale if tanh_loc else loc, scale, event_dim)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self._base_sample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return _normal_log_prob(value, self.loc, self.scale).sum(-1)
+        return self._joint(_normal_log_prob(value, self.loc, self.scale))
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         value = self.rsample(sample_shape)
         return value, self.log_prob(value)
 
     def entropy(self) -> Tensor:
-        return (0.5 + _HALF_LOG_2PI + self.scale.log()).sum(-1)
+        return self._joint(0.5 + _HALF_LOG_2PI + self.scale.log())
 
     @property
     def mean(self) -> Tensor:
@@ -86,12 +113,17 @@ class TanhNormal(_Diagonal):
         loc, scale: ``[*batch, n]``, of the Gaussian before squashing.
         upscale, tanh_loc: with ``tanh_loc``, ``loc`` becomes ``upscale * tanh(loc / upscale)``.
         low, high: bounds, numbers or tensors that broadcast to the action.
+        event_dims: how many axes make an event, by default one (none of a scalar).
+        safe_tanh: stay 1e-6 of the half-width away from the bounds.
+
+    Raises:
+        RuntimeError: when ``low`` and ``high`` are numbers and ``low`` is not below ``high``.
     """
 
     def __init__(
         self,
         loc: Tensor,
-        scale: Tensor,
+        scale: Scale,
         upscale: float | Tensor = 5.0,
         low: float | Tensor = -1.0,
         high: float | Tensor = 1.0,
@@ -99,22 +131,26 @@ class TanhNormal(_Diagonal):
         tanh_loc: bool = False,
         safe_tanh: bool = True,
     ) -> None:
-        super().__init__((loc / upscale).tanh() * upscale if tanh_loc else loc, scale)
-        self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
-        self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
+        _check_order(low, high, "TanhNormal")
+        event_dims = min(1, loc.ndim) if event_dims is None else event_dims
+        super().__init__((loc / upscale).tanh() * upscale if tanh_loc else loc, scale, event_dims)
+        # numbers stay numbers: each tensor operation on them would cost as much as one on the batch
+        low, high = (b.to(loc) if isinstance(b, Tensor) else b for b in (low, high))
+        self.low, self.high, self._half_width = low, high, 0.5 * (high - low)
         self.edge = _TANH_EDGE if safe_tanh else 0.0
 
     def _squash(self, x: Tensor) -> Tensor:
         y = x.tanh().clamp(self.edge - 1, 1 - self.edge)
-        return self.low + 0.5 * (self.high - self.low) * (y + 1)
+        return self.low + self._half_width * (y + 1)
 
     def _log_det(self, x: Tensor) -> Tensor:
         # log(1 - tanh(x)^2) without cancellation for large |x|
         log_dtanh = 2 * (math.log(2) - x - F.softplus(-2 * x))
-        return log_dtanh + (0.5 * (self.high - self.low)).log()
+        half = self._half_width
+        return log_dtanh + (half.log() if isinstance(half, Tensor) else math.log(half))
 
     def _log_prob_before_tanh(self, x: Tensor) -> Tensor:
-        return (_normal_log_prob(x, self.loc, self.scale) - self._log_det(x)).sum(-1)
+        return self._joint(_normal_log_prob(x, self.loc, self.scale) - self._log_det(x))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self._squash(self._base_sample(sample_shape))
@@ -140,14 +176,30 @@ class TanhNormal(_Diagonal):
 
 
 class Delta(D.Distribution):
-    """A point mass; ``log_prob`` is 0 within the tolerances and -inf outside."""
+    """A point mass; ``log_prob`` is 0 within the tolerances and -inf outside.
+
+    Args:
+        param: the point, its last axis the event.
+        atol, rtol: how far off a value may be, absolutely and by the size of ``param``.
+        batch_shape, event_shape: split ``param``'s shape otherwise; one that is missing is empty.
+    """
 
     arg_constraints: dict = {}
     has_rsample = True
 
-    def __init__(self, param: Tensor, atol: float = 1e-6, rtol: float = 1e-6) -> None:
+    def __init__(
+        self,
+        param: Tensor,
+        atol: float = 1e-6,
+        rtol: float = 1e-6,
+        batch_shape: Sequence[int] | None = None,
+        event_shape: Sequence[int] | None = None,
+    ) -> None:
         self.param, self.atol, self.rtol = param, atol, rtol
-        super().__init__(param.shape[:-1], param.shape[-1:], validate_args=False)
+        if not batch_shape and not event_shape:
+            batch_shape, event_shape = param.shape[:-1], param.shape[-1:]
+        batch, event = torch.Size(batch_shape or ()), torch.Size(event_shape or ())
+        super().__init__(batch, event, validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self.param.expand((*tuple(sample_shape), *self.param.shape))
@@ -156,8 +208,10 @@ class Delta(D.Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         near = (value - self.param).abs() <= self.atol + self.rtol * self.param.abs()
+        for _ in self.event_shape:
+            near = near.all(-1)
         zero = torch.zeros((), dtype=value.dtype, device=value.device)
-        return torch.where(near.all(-1), zero, zero - math.inf)
+        return torch.where(near, zero, zero - math.inf)
 
     @property
     def mean(self) -> Tensor:
@@ -173,7 +227,18 @@ class Delta(D.Distribution):
 
 
 class TanhDelta(Delta):
-    """A point mass at ``tanh(param)`` scaled into ``[low, high]``: a bounded actor."""
+    """A point mass at ``tanh(param)`` scaled into ``[low, high]``: a bounded actor.
+
+    Args:
+        param: ``[*batch, n]``, before squashing.
+        low, high: bounds, numbers or tensors that broadcast to the action.
+        event_dims: how many axes make an event.
+        atol, rtol: as in :class:`Delta`.
+        safe: stay 1e-6 of the half-width away from the bounds.
+
+    Raises:
+        RuntimeError: when ``low`` and ``high`` are numbers and ``low`` is not below ``high``.
+    """
 
     def __init__(
         self,
@@ -183,9 +248,16 @@ class TanhDelta(Delta):
         event_dims: int = 1,
         atol: float = 1e-6,
         rtol: float = 1e-6,
+        safe: bool = True,
     ) -> None:
+        _check_order(low, high, "TanhDelta")
+        edge = _TANH_EDGE if safe else 0.0
+        y = param.tanh().clamp(edge - 1, 1 - edge)
         low_t = torch.as_tensor(low, dtype=param.dtype, device=param.device)
-        super().__init__(low_t + 0.5 * (high - low_t) * (param.tanh() + 1), atol, rtol)
+        split = param.ndim - event_dims
+        batch_shape, event_shape = param.shape[:split], param.shape[split:]
+        point = low_t + 0.5 * (high - low_t) * (y + 1)
+        super().__init__(point, atol, rtol, batch_shape, event_shape)
 
 
 def rsample_and_log_prob(dist: D.Distribution, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.special import log_ndtr, ndtri
 
 from rlobj import noise
-from rlobj.modules.distributions import _Diagonal, _normal_log_prob
+from rlobj.modules.distributions import Scale, _check_order, _Diagonal, _normal_log_prob
 
 
 class TruncatedNormal(_Diagonal):
@@ -27,14 +27,13 @@ class TruncatedNormal(_Diagonal):
     def __init__(
         self,
         loc: Tensor,
-        scale: Tensor,
+        scale: Scale,
         upscale: float | Tensor = 5.0,
         low: float | Tensor = -1.0,
         high: float | Tensor = 1.0,
         tanh_loc: bool = False,
     ) -> None:
-        if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not low < high:
-            raise RuntimeError(f"TruncatedNormal needs low < high, got {low} and {high}")
+        _check_order(low, high, "TruncatedNormal")
         super().__init__((loc / upscale).tanh() * upscale if tanh_loc else loc, scale)
         self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
         self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)

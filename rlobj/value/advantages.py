@@ -123,6 +123,7 @@ class TDLambdaEstimator(ValueEstimatorBase):
         options: see :class:`ValueEstimatorBase`.
     """
 
+    reward_eps = 1e-4
     lmbda: Tensor
 
     def __init__(
@@ -218,6 +219,7 @@ class GAE(ValueEstimatorBase):
 class MultiAgentGAE(GAE):
     """GAE with one value per agent, ``[*B, T, agents, 1]``, and rewards and flags of the team,
     ``[*B, T, 1]``, which are repeated for each agent (or of each agent, which are used as such).
+    ``average_gae`` standardises each agent's advantages by themselves.
 
     Args:
         agent_dim: the agents' axis of the values.
@@ -262,6 +264,15 @@ class MultiAgentGAE(GAE):
         for key, x in {**team, keys.terminated: terminated}.items():
             data.set(("next", key), per_agent(x))
         return super()._estimate(data, value, next_value, time_dim)
+
+    def _standard(self, advantage: Tensor, valid: Tensor | None, group: Tensor | None) -> Tensor:
+        agents = advantage.shape[self.agent_dim]
+        agent = torch.arange(agents, device=advantage.device)
+        trailing = advantage.ndim - 1 - self.agent_dim % advantage.ndim
+        agent = agent.reshape(-1, *[1] * trailing).expand_as(advantage)
+        if group is not None:
+            agent = agent + agents * weight_like(group, advantage)
+        return super()._standard(advantage, valid, agent)
 
 
 class VTrace(ValueEstimatorBase):

@@ -26,15 +26,16 @@ class ValueEstimatorBase(TensorDictModuleBase):
     ``value_target``, V(s) and, below ``next``, V(s').
 
     Args:
-        value_network: writes V(s) from the entries it reads. None: V(s) and V(s') are read from
-            the batch.
+        value_network: writes V(s) from what it reads; where s' lacks some of it or holds NaN (no
+            observation after an end), s stands in. None: both values are read from the batch.
         shifted: one call of the network for s and s' together. Right where the batch holds
             consecutive single steps: s' of a step is s of the next one unless the step is done.
         shifted_budget: extra slots of that call, one for the last s' and one for each truncation
             inside the rollout. Steps that more truncations push out get zeros, and False in
             ``shifted_valid``, a mask that losses obey.
-        differentiable: let gradients through to the inputs and to ``params`` and
-            ``target_params`` (never to the network's own parameters).
+        differentiable: let gradients through to the inputs, and by ``value_estimate`` to
+            ``target_params``; never to the network's own parameters. ``forward`` holds V(s')
+            constant where the network computes it, as in semi-gradient methods.
         skip_existing: read V(s) and V(s') where the batch holds them already; None follows
             ``tensordict.nn.skip_existing()``.
         device: where ``gamma`` and the like are kept.
@@ -61,6 +62,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
     average_advantage: bool = False
     average_rewards: bool = False
     advantage_eps: ClassVar[float] = 1e-4
+    reward_eps: ClassVar[float] = 1e-5
     time_dim: int | None = None
     gamma: Tensor
     value_network: Any
@@ -77,7 +79,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
     def __init__(
         self,
         *,
-        value_network: nn.Module | None = None,
+        value_network: nn.Module | None,
         shifted: bool = False,
         differentiable: bool = False,
         skip_existing: bool | None = None,
@@ -122,11 +124,12 @@ class ValueEstimatorBase(TensorDictModuleBase):
             NotImplementedError: when V(s) is needed and the loss has no critic.
         """
         critic = loss_module.__dict__.get("critic_network")
-        if critic is None and cls.needs_state_value:
+        settings = {"value_network": critic, **hyperparams}
+        if settings["value_network"] is None and cls.needs_state_value:
             raise NotImplementedError(
                 f"{cls.__name__} needs V(s), and {type(loss_module).__name__} has no critic_network"
             )
-        return cls(value_network=critic, **hyperparams)
+        return cls(**settings)
 
     # ------------------------------------------------------------------ keys
 
@@ -134,16 +137,20 @@ class ValueEstimatorBase(TensorDictModuleBase):
         """Rename entries; None resets a name to its default.
 
         Raises:
-            KeyError: on an unknown name.
+            KeyError: on an unknown name, and on a value that the network does not write.
             ValueError: on something that is no key.
         """
-        known = {f.name: f.default for f in fields(self._AcceptedKeys)}
+        known: dict[str, Any] = {f.name: f.default for f in fields(self._AcceptedKeys)}
         for name, key in kwargs.items():
             if name not in known:
                 raise KeyError(f"{name!r} is not a key of {type(self).__name__}")
             if key is not None and not isinstance(key, (str, tuple)):
                 raise ValueError(f"{name}: a key is a string or a tuple of strings, got {key!r}")
-            setattr(self.tensor_keys, name, known[name] if key is None else key)
+            key = known[name] if key is None else unravel_key(key)
+            outputs = getattr(self.value_network, "out_keys", None)
+            if name == "value" and outputs is not None and key not in map(unravel_key, outputs):
+                raise KeyError(f"the value network writes {outputs}, not {key!r}")
+            setattr(self.tensor_keys, name, key)
         written: list[Any] = [self.tensor_keys.advantage, self.tensor_keys.value_target]
         self.out_keys = written
 
@@ -158,11 +165,13 @@ class ValueEstimatorBase(TensorDictModuleBase):
 
     @property  # type: ignore[misc]
     def in_keys(self) -> list[NestedKey]:
-        """Entries a target is made of: those of the value network, now and next, and the flags."""
-        keys, net = self.tensor_keys, self.value_network
-        observed = list(getattr(net, "in_keys", ()))
-        after = (keys.reward, keys.done, keys.terminated, *observed)
-        named = [*observed, *(unravel_key(("next", k)) for k in after)]
+        """Entries a target is made of: those of the value network, now and next, the reward and
+        the flags. Without a network that names its inputs: only what else is read."""
+        keys, named = self.tensor_keys, [] if self.group_key is None else [self.group_key]
+        observed = getattr(self.value_network, "in_keys", None)
+        if observed is not None:
+            after = (keys.reward, keys.done, keys.terminated, *observed)
+            named = [*observed, *(unravel_key(("next", k)) for k in after), *named]
         return list(dict.fromkeys([*named, *self._also_read()]))
 
     def _also_read(self) -> list[NestedKey]:
@@ -204,7 +213,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
         reward = self._next(tensordict, "reward")
         if not self.average_rewards:
             return reward
-        return standardize(reward, 1e-5, group=self._group(tensordict))
+        return standardize(reward, self.reward_eps, group=self._group(tensordict))
 
     def _group(self, tensordict: TensorDictBase) -> Tensor | None:
         if self.group_key is None:
@@ -253,7 +262,35 @@ class ValueEstimatorBase(TensorDictModuleBase):
     ) -> Tensor:
         if given is not None:
             return given
-        return self._value(tensordict.get("next"), params)
+        return self._value(self._after(tensordict), params)
+
+    def _after(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """The entries of s', with those of s where the network would read none or NaN."""
+        after = tensordict.get("next").copy()
+        for key in getattr(self.value_network, "in_keys", ()):
+            state, known = after.get(key, None), tensordict.get(key, None)
+            if state is None and known is not None:
+                after.set(key, known)
+            elif known is not None and state.is_floating_point() and state.shape == known.shape:
+                after.set(key, torch.where(state.isnan(), known, state))
+        return after
+
+    def _values(
+        self,
+        tensordict: TensorDictBase,
+        params: TensorDictBase | None,
+        target_params: TensorDictBase | None,
+        given: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """V(s), and V(s') unless it is ``given``."""
+        params = None if params is None else params.detach()
+        target_params = params if target_params is None else target_params
+        value = self._value(tensordict, params)
+        return value, self._next_value(tensordict, target_params, given)
+
+    def _held(self, next_value: Tensor) -> Tensor:
+        """V(s') as a constant where the network computed it."""
+        return next_value if self.value_network is None else next_value.detach()
 
     def _both_at_once(
         self, tensordict: TensorDictBase, params: TensorDictBase | None, time: int
@@ -267,8 +304,9 @@ class ValueEstimatorBase(TensorDictModuleBase):
         fused = Fused.of(done, terminated, self.shifted_budget)
         ordered = tensordict.permute(*(d for d in range(lead + 1) if d != time), time)
         now = ordered.select(*net.in_keys)
-        sequence = fused.states(now, ordered.get("next").select(*net.in_keys))
-        values = fused.values(self._ask(sequence, params))
+        sequence = fused.states(now, self._after(ordered).select(*net.in_keys))
+        held = None if params is None else params.detach()
+        values = fused.values(self._ask(sequence, held))
         back = [x.movedim(lead, time) for x in (*values, fused.valid)]
         return back[0], back[1], back[2]
 
@@ -306,11 +344,12 @@ class ValueEstimatorBase(TensorDictModuleBase):
         next_value: Tensor | None,
     ) -> Tensor:
         """``value_estimate`` of an estimator that uses V(s)."""
-        value = self._value(tensordict, params)
-        after = params if target_params is None else target_params
-        next_value = self._next_value(tensordict, after, next_value)
-        time = self._time_axis(tensordict, time_dim)
-        return self._estimate(tensordict, value, next_value, time)[1]
+        value, after = self._values(tensordict, params, target_params, next_value)
+        after = self._held(after) if next_value is None else after
+        return self._estimate(tensordict, value, after, self._time_axis(tensordict, time_dim))[1]
+
+    def _standard(self, advantage: Tensor, valid: Tensor | None, group: Tensor | None) -> Tensor:
+        return standardize(advantage, self.advantage_eps, valid, group)
 
     @dispatch
     @in_grad_mode
@@ -336,21 +375,19 @@ class ValueEstimatorBase(TensorDictModuleBase):
         keys, time = self.tensor_keys, self._time_axis(tensordict, time_dim)
         shifted = self.shifted and self.value_network is not None
         if not shifted:
-            after = params if target_params is None else target_params
-            value = self._value(tensordict, params)
-            next_value = self._next_value(tensordict, after, None)
-            advantage, target = self._estimate(tensordict, value, next_value, time)
+            value, next_value = self._values(tensordict, params, target_params)
+            advantage, target = self._estimate(tensordict, value, self._held(next_value), time)
         elif target_params is None:
             value, next_value, valid = self._both_at_once(tensordict, params, time)
             data = self._cut_after(tensordict, valid, time)
-            estimates = self._estimate(data, value, next_value, time)
+            estimates = self._estimate(data, value, self._held(next_value), time)
             advantage, target = (x.where(weight_like(valid, x), 0.0) for x in estimates)
             tensordict.set("shifted_valid", valid)
         else:
             raise RuntimeError("shifted=True computes V(s) and V(s') with the same parameters")
         if self.average_advantage:
             counted, group = valid if shifted else None, self._group(tensordict)
-            advantage = standardize(advantage, self.advantage_eps, counted, group)
+            advantage = self._standard(advantage, counted, group)
         tensordict.set(keys.advantage, advantage).set(keys.value_target, target)
         return tensordict.set(keys.value, value).set(("next", keys.value), next_value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, TypedDict
+from typing import Any, Required, TypedDict
 
 import torch
 from tensordict import NestedKey
@@ -15,7 +15,7 @@ from torch import nn
 class Options(TypedDict, total=False):
     """Keyword arguments that every estimator takes; see ``ValueEstimatorBase``."""
 
-    value_network: nn.Module | None
+    value_network: Required[nn.Module | None]
     shifted: bool
     differentiable: bool
     skip_existing: bool | None

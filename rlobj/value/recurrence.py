@@ -96,11 +96,12 @@ def lambda_return(
     """Shapes, time axis and the meaning of a gamma per step; see ``td_lambda_return_estimate``."""
     terminated = done if terminated is None else terminated
     one_shape(next_value, reward, done, terminated)
+    per_step = any(isinstance(x, Tensor) and x.numel() > 1 for x in (gamma, lmbda))
     gamma, lmbda = (time_first(x, reward, time_dim) for x in (gamma, lmbda))
     steps = [x.movedim(time_dim, 0) for x in (next_value, reward, done, terminated)]
     if rolling_gamma is None or rolling_gamma:
         return _lambda_recurrence(scan, gamma, lmbda, *steps).movedim(0, time_dim)
-    if not any(isinstance(x, Tensor) and x.ndim for x in (gamma, lmbda)):
+    if not per_step:
         raise RuntimeError("rolling_gamma=False needs a gamma or lmbda per step")
     # [time, start]: the returns of every suffix under each start's own gamma and lambda
     gamma, lmbda = (

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlobj import (
     AWACLoss,
     BCLoss,
+    CalQLLoss,
     CQLLoss,
     DDPGLoss,
     DiscreteSACLoss,
@@ -21,11 +22,13 @@ from rlobj import (
     EDACLoss,
     IQLLoss,
     LossModule,
+    OnlineDTLoss,
     ReBRACLoss,
     REDQLoss,
     SACLoss,
     TD3BCLoss,
     TD3Loss,
+    XQLLoss,
     noise,
 )
 from rlobj.modules import (
@@ -64,12 +67,21 @@ class MeanAndScale(nn.Module):
 class Window(nn.Module):
     """A sequence model without sequence: each step's tokens side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: int = ACT) -> None:
         super().__init__()
-        self.lin = nn.Linear(OBS + ACT + 1, ACT)
+        self.lin = nn.Linear(OBS + ACT + 1, outputs)
 
     def forward(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> Tensor:
         return self.lin(torch.cat([observation, action, return_to_go], -1))
+
+
+class GaussianWindow(Window):
+    def __init__(self) -> None:
+        super().__init__(2 * ACT)
+        self.halves = MeanAndScale()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.halves(super().forward(*inputs))
 
 
 def spec() -> Bounded:
@@ -119,6 +131,17 @@ def window() -> Actor:
     return Actor(Window(), in_keys=["observation", "action", "return_to_go"])
 
 
+def stochastic_window() -> ProbabilisticActor:
+    keys = ["observation", "action", "return_to_go"]
+    return ProbabilisticActor(
+        TensorDictModule(GaussianWindow(), in_keys=keys, out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=TanhNormal,
+        distribution_kwargs={"low": torch.tensor(LOW), "high": torch.tensor(HIGH)},
+        spec=spec(),
+    )
+
+
 CASES: dict[str, Callable[..., LossModule]] = {
     "bc": lambda **kw: BCLoss(stochastic(), **kw),
     "bc_l2": lambda **kw: BCLoss(deterministic(), **kw),
@@ -126,9 +149,10 @@ CASES: dict[str, Callable[..., LossModule]] = {
     "iql": lambda **kw: IQLLoss(stochastic(), critic(), value(), expectile=0.8, **kw),
     "sac": lambda **kw: SACLoss(stochastic(), critic(), **kw),
     "sac_delayed": lambda **kw: SACLoss(stochastic(), critic(), delay_actor=True, **kw),
-    "sac_v1": lambda **kw: SACLoss(stochastic(), critic(), value(), **kw),
+    # one critic: several share a batch by position, which masks and odd sizes would upset
+    "sac_v1": lambda **kw: SACLoss(stochastic(), critic(), value(), **{"num_qvalue_nets": 1, **kw}),
     "discrete_sac": lambda **kw: DiscreteSACLoss(
-        categorical(), action_values(), num_actions=ACTIONS, **kw
+        categorical(), action_values(), **{"num_actions": ACTIONS, "action_space": "one_hot", **kw}
     ),
     "redq": lambda **kw: REDQLoss(stochastic(), critic(), **{"num_qvalue_nets": 3, **kw}),
     "edac": lambda **kw: EDACLoss(stochastic(), critic(), **{"num_qvalue_nets": 3, **kw}),
@@ -140,12 +164,20 @@ CASES: dict[str, Callable[..., LossModule]] = {
     "cql_lagrange": lambda **kw: CQLLoss(
         stochastic(), critic(), num_random=3, with_lagrange=True, max_q_backup=True, **kw
     ),
+    "cal_ql": lambda **kw: CalQLLoss(stochastic(), critic(), num_random=3, **kw),
+    "cal_ql_lagrange": lambda **kw: CalQLLoss(
+        stochastic(), critic(), num_random=3, with_lagrange=True, deterministic_backup=False, **kw
+    ),
+    "xql": lambda **kw: XQLLoss(stochastic(), critic(), value(), **kw),
+    "xql_random": lambda **kw: XQLLoss(stochastic(), critic(), value(), num_random=2, **kw),
     "dt": lambda **kw: DTLoss(window(), **kw),
+    "online_dt": lambda **kw: OnlineDTLoss(stochastic_window(), samples_mc_entropy=2, **kw),
     **discrete.DISCRETE,
 }
 ENSEMBLES = (
     *("td3_bc", "iql", "sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange"),
     *("discrete_sac", "redq", "edac", "awac", "td3", "rebrac"),
+    *("cal_ql", "cal_ql_lagrange", "xql", "xql_random"),
 )
 BOOTSTRAPPING = (*ENSEMBLES, "ddpg")
 
@@ -198,12 +230,14 @@ def windows(seed: int = 0) -> TensorDict:
 def batch_for(name: str, seed: int = 0) -> TensorDict:
     if name in discrete.DISCRETE:
         return discrete.batch(discrete.SPACE_OF.get(name, "one_hot"), seed)
-    if name == "dt":
+    if name in ("dt", "online_dt"):
         return windows(seed)
     data, generator = batch(seed), torch.Generator().manual_seed(seed + 100)
     if name == "discrete_sac":
         chosen = torch.randint(ACTIONS, (N,), generator=generator)
         data["action"] = nn.functional.one_hot(chosen, ACTIONS)
+    if name.startswith("cal_ql"):
+        data["mc_return"] = torch.randn(N, 1, generator=generator)
     if name == "rebrac":
         low, high = torch.tensor(LOW), torch.tensor(HIGH)
         u = torch.rand(N, ACT, generator=generator)

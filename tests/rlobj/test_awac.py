@@ -28,7 +28,7 @@ def built(**kwargs: object) -> LossModule:
 
 
 def test_actor_by_loop() -> None:
-    loss, data, eps = built(), cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
+    loss, data, eps = built(reduction="none"), cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
     actor = numbers(loss, "actor_network_params")[0]
     critics = numbers(loss, "qvalue_network_params")
     terms, own, capped = [], [], set()
@@ -49,7 +49,7 @@ def test_actor_by_loop() -> None:
 
 @pytest.mark.parametrize("kind", ["l2", "smooth_l1"])
 def test_critic_by_loop(kind: str) -> None:
-    loss, data = built(loss_function=kind), cases.batch(n=24)
+    loss, data = built(loss_function=kind, reduction="none"), cases.batch(n=24)
     eps = 0.5 * torch.randn(24, cases.ACT)
     actor = numbers(loss, "actor_network_params")[0]
     online, target = (numbers(loss, f"{p}qvalue_network_params") for p in ("", "target_"))
@@ -78,7 +78,7 @@ def test_who_is_trained(term: str) -> None:
 
 def test_weight_is_a_constant() -> None:
     """The actor's gradient is the weighted gradient of the log-density."""
-    loss, data, eps = built(), cases.batch(), torch.randn(cases.N, cases.ACT)
+    loss, data, eps = built(reduction="none"), cases.batch(), torch.randn(cases.N, cases.ACT)
     params = [v for k, v in loss.named_parameters() if k.startswith("actor")]
     value, info = taped([eps], loss.actor_loss, data)
     grads = torch.autograd.grad(value.sum(), params)

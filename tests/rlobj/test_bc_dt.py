@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import InteractionType, set_interaction_type
+from tensordict.nn import InteractionType, TensorDictModule, set_interaction_type
 from torch import nn
 
 from rlobj import BCLoss, DTLoss, LossModule
-from rlobj.modules import Actor, DecisionTransformer
+from rlobj.modules import Actor, TimedDTActor
 from tests.rlobj import cases
 from tests.rlobj.cases import ACT, OBS, assert_close, gaussian, linear, numbers, rows
 
@@ -33,16 +33,17 @@ def test_bc_by_hand(kind: str | None, expected: float) -> None:
 
 @pytest.mark.parametrize("is_gaussian", [True, False])
 def test_bc_likelihood_by_loop(is_gaussian: bool) -> None:
-    loss, data = cases.perturb(BCLoss(cases.stochastic(is_gaussian))), cases.batch()
-    actor, expected = numbers(loss, "actor_network_params")[0], []
+    data, actor = cases.batch(), cases.stochastic(is_gaussian)
+    loss, each = (cases.perturb(BCLoss(actor, reduction=r)) for r in ("mean", "none"))
+    net, expected = numbers(loss, "actor_network_params")[0], []
     for row in rows(data):
-        mean, scale = gaussian(actor, row["s"])
+        mean, scale = gaussian(net, row["s"])
         if is_gaussian:
             expected.append(-cases.normal_log_density(row["a"], mean, scale))
         else:
             before = cases.unsquash(row["a"])
             expected.append(-cases.squashed_log_density(before, mean, scale))
-    assert_close(loss.actor_loss(data)[0], expected)
+    assert_close(each.actor_loss(data)[0], expected)
     assert_close(loss(data)["loss_bc"], sum(expected) / len(expected))
 
 
@@ -51,24 +52,27 @@ def test_bc_distance_by_loop(kind: str) -> None:
     """A stochastic actor answers with its deterministic action."""
     data = cases.batch(n=16)
     for actor in (cases.stochastic(), cases.deterministic()):
-        loss = cases.perturb(BCLoss(actor, loss_function=kind))
+        loss, each = (
+            cases.perturb(BCLoss(actor, loss_function=kind, reduction=r)) for r in ("mean", "none")
+        )
         net, expected = numbers(loss, "actor_network_params")[0], []
         for row in rows(data):
             out = linear(net, row["s"])
             action = cases.squash(out[:ACT]) if len(out) > ACT else out
             pairs = zip(action, row["a"], strict=True)
             expected.append([cases.distance(kind, a, b) for a, b in pairs])
-        assert_close(loss.actor_loss(data)[0], expected)
+        assert_close(each.actor_loss(data)[0], expected)
         assert_close(loss(data)["loss_bc"], sum(map(sum, expected)) / (16 * ACT))
 
 
 def test_bc_is_deterministic_whatever_surrounds_it() -> None:
     """Inside a collector's "sample" mode a loss still uses its own mode."""
-    loss, data = cases.perturb(BCLoss(cases.stochastic(), loss_function="l2")), cases.batch()
+    loss = cases.perturb(BCLoss(cases.stochastic(), loss_function="l2", reduction="none"))
+    data = cases.batch()
     expected = loss.actor_loss(data)[0].detach()
     with set_interaction_type(InteractionType.RANDOM):
         assert_close(loss.actor_loss(data)[0], expected)
-        assert_close(loss(data)["loss_bc"], expected.mean())
+        assert_close(loss(data)["loss_bc"], expected)
 
 
 @pytest.mark.parametrize("name", ["bc", "bc_l2"])
@@ -77,15 +81,64 @@ def test_bc_gradient(name: str) -> None:
     cases.check_gradient(loss, lambda: loss.actor_loss(data)[0], "actor_network_params")
 
 
-def test_bc_default_by_kind_of_actor() -> None:
-    assert BCLoss(cases.stochastic()).loss_function is None
-    assert BCLoss(cases.deterministic()).loss_function == "l2"
+def test_bc_own_distance() -> None:
+    observation, action = torch.tensor([[1.0], [-2.0]]), torch.tensor([[0.25], [1.5]])
+    loss = BCLoss(half(), loss_function=lambda predicted, target: 2 * predicted - target)
+    assert_close(loss(observation=observation, action=action), ((1 - 0.25) + (-2 - 1.5)) / 2)
+
+
+def scores() -> TensorDictModule:
+    """Logits over three actions, without a distribution."""
+    return TensorDictModule(nn.Linear(OBS, 3), in_keys=["observation"], out_keys=["action"])
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (1, 5), (1, 5, 1)])
+@pytest.mark.parametrize("kind", [None, "cross_entropy"])
+def test_bc_cross_entropy_by_loop(shape: tuple[int, ...], kind: str | None) -> None:
+    """Integers are classes; a window of time is no class axis."""
+    loss = cases.perturb(BCLoss(scores(), loss_function=kind, reduction="none"))
+    data = cases.batch()
+    chosen, net = torch.tensor([0, 2, 1, 1, 0]), numbers(loss, "actor_network_params")[0]
+    expected = []
+    for row, index in zip(rows(data), chosen.tolist(), strict=True):
+        logits = linear(net, row["s"])
+        expected.append(math.log(sum(map(math.exp, logits))) - logits[index])
+    data = data.select("observation").reshape(1, 5) if shape[0] == 1 else data
+    data["action"] = chosen.reshape(shape)
+    assert_close(loss.actor_loss(data)[0].flatten(), expected)
+
+
+@pytest.mark.parametrize("per_entry", [True, False])
+def test_bc_padding_does_not_count(per_entry: bool) -> None:
+    loss, data = cases.perturb(BCLoss(cases.deterministic())), cases.batch()
+    loss.set_keys(pad_mask="padded")
+    assert "padded" in loss.in_keys
+    per_sample = cases.perturb(BCLoss(cases.deterministic(), reduction="none"))
+    each = per_sample.actor_loss(data)[0].detach()
+    data["padded"] = torch.rand(each.shape if per_entry else each.shape[:1]) < 0.5
+    data["padded"][0], data["padded"][1] = True, False
+    data["action"][0] = math.nan
+    keep = ~(data["padded"] if per_entry else data["padded"].unsqueeze(-1).expand_as(each))
+    assert_close(loss(data)["loss_bc"], each[keep].mean())
+    data["shifted_valid"] = torch.tensor([True, True, False, False, True])
+    keep &= data["shifted_valid"].unsqueeze(-1)
+    assert_close(loss(data)["loss_bc"], each[keep].mean())
+
+
+def test_bc_action_that_the_actor_writes_elsewhere() -> None:
+    loss, data = cases.perturb(BCLoss(cases.deterministic())), cases.batch()
+    expected = loss(data)["loss_bc"].detach()
+    loss.set_keys(action="move")
+    data["move"] = data.pop("action")
+    with pytest.warns(FutureWarning, match="the actor writes 'action' where the loss reads 'move'"):
+        assert_close(loss(data)["loss_bc"], expected)
+    with pytest.raises(RuntimeError, match="the actor writes no 'action'"):
+        BCLoss(cases.deterministic("move"))(cases.batch())
 
 
 def test_bc_unknown_distance() -> None:
-    loss = BCLoss(cases.deterministic(), loss_function="l3")
-    with pytest.raises(NotImplementedError, match="unknown loss 'l3'"):
-        loss(cases.batch())
+    with pytest.raises(ValueError, match="unknown loss 'l3'"):
+        BCLoss(cases.deterministic(), loss_function="l3")
 
 
 # Decision Transformer
@@ -160,9 +213,9 @@ def test_dt_default_is_l2() -> None:
     assert DTLoss(cases.window()).loss_function == "l2"
 
 
-def transformer(**kwargs: object) -> DecisionTransformer:
+def transformer(**kwargs: object) -> TimedDTActor:
     settings = {"width": 8, "layers": 2, "heads": 2, "dropout": 0.0, "max_timestep": 10}
-    net = DecisionTransformer(OBS, ACT, **{**settings, **kwargs})
+    net = TimedDTActor(OBS, ACT, **{**settings, **kwargs})
     for p in net.parameters():  # the usual initialisation is too small to see differences
         nn.init.normal_(p, std=0.5)
     return net

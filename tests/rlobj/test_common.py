@@ -27,6 +27,9 @@ IN_KEYS = {
     "bc": {"observation", "action"},
     "bc_l2": {"observation", "action"},
     "dt": {"observation", "action", "return_to_go"},
+    "online_dt": {"observation", "action", "return_to_go"},
+    "cal_ql": {*OFFLINE, "mc_return"},
+    "cal_ql_lagrange": {*OFFLINE, "mc_return"},
     "ddpg": {*OFFLINE, ("next", "action"), "priority_weight"},
     "redq": {*OFFLINE, "action_log_prob"},
     "rebrac": {*OFFLINE, ("next", "action")},
@@ -60,9 +63,16 @@ OUT_KEYS = {
     "sac_delayed": SAC_OUT,
     "cql": CQL_OUT,
     "cql_lagrange": [*CQL_OUT, "loss_alpha_prime"],
+    "cal_ql": CQL_OUT,
+    "cal_ql_lagrange": [*CQL_OUT, "loss_alpha_prime"],
+    "xql": ["loss_actor", "loss_qvalue", "loss_value", "entropy"],
+    "xql_random": ["loss_actor", "loss_qvalue", "loss_value", "entropy"],
     "dt": ["loss"],
+    "online_dt": ["loss_log_likelihood", "loss_entropy", "loss_alpha", "alpha", "entropy"],
     **discrete.OUT_KEYS,
 }
+# what losses return without announcing it, as upstream
+BESIDES = {"ddpg": ("td_error",), "discrete_cql": ("td_error", "pred_value", "target_value")}
 GAUSSIAN = {"actor_network_params.module.0.module.0": (2 * cases.ACT, cases.OBS)}
 LINEAR_ACTOR = {"actor_network_params.module": (cases.ACT, cases.OBS)}
 
@@ -71,7 +81,9 @@ def delayed(layers: dict[str, tuple]) -> dict[str, tuple]:
     return {f"{p}{k}": v for p in ("", "target_") for k, v in layers.items()}
 
 
-CRITICS, THREE = (delayed({"qvalue_network_params.module.linear": (n, 1, 5)}) for n in (2, 3))
+ONE, CRITICS, THREE = (
+    delayed({"qvalue_network_params.module.linear": (n, 1, 5)}) for n in (1, 2, 3)
+)
 TEMPERATURE = {"log_alpha": (), "alpha_init": ()}
 BOX = {"max_action": (2,), "min_action": (2,)}
 LAYERS = {
@@ -82,7 +94,7 @@ LAYERS = {
     "rebrac": {**delayed(LINEAR_ACTOR), **CRITICS},
     "ddpg": {**LINEAR_ACTOR, **delayed({"value_network_params.module.linear": (1, 5)})},
     "awac": {**GAUSSIAN, **CRITICS},
-    "sac_v1": {**GAUSSIAN, **CRITICS, **delayed({"value_network_params.module": (1, cases.OBS)})},
+    "sac_v1": {**GAUSSIAN, **ONE, **delayed({"value_network_params.module": (1, cases.OBS)})},
     "discrete_sac": {
         "actor_network_params.module.0.module": (3, 3),
         **delayed({"qvalue_network_params.module": (2, 3, 3)}),
@@ -94,7 +106,12 @@ LAYERS = {
     "sac_delayed": {**delayed(GAUSSIAN), **CRITICS},
     "cql": {**GAUSSIAN, **CRITICS},
     "cql_lagrange": {**GAUSSIAN, **CRITICS},
+    "cal_ql": {**GAUSSIAN, **CRITICS},
+    "cal_ql_lagrange": {**GAUSSIAN, **CRITICS},
+    "xql": {**GAUSSIAN, **CRITICS, "value_network_params.module": (1, cases.OBS)},
+    "xql_random": {**GAUSSIAN, **CRITICS, "value_network_params.module": (1, cases.OBS)},
     "dt": {"actor_network_params.module.lin": (cases.ACT, 6)},
+    "online_dt": {"actor_network_params.module.0.module.lin": (2 * cases.ACT, 6)},
     **discrete.LAYERS,
 }
 OTHERS = {
@@ -107,10 +124,14 @@ OTHERS = {
     "edac": {**TEMPERATURE, "_target_entropy": ()},
     "sac": {**TEMPERATURE, "_target_entropy": ()},
     "sac_delayed": {**TEMPERATURE, "_target_entropy": ()},
+    "online_dt": {**TEMPERATURE, "target_entropy": ()},
+    "cal_ql": {**TEMPERATURE, "target_entropy_buffer": ()},
+    "cal_ql_lagrange": {**TEMPERATURE, "target_entropy_buffer": (), "log_alpha_prime": ()},
     "cql": {**TEMPERATURE, "target_entropy_buffer": ()},
     "cql_lagrange": {**TEMPERATURE, "target_entropy_buffer": (), "log_alpha_prime": ()},
     **discrete.OTHERS,
 }
+ALWAYS_MEAN = ("loss_alpha_prime",)  # under "sum", too
 each_loss = pytest.mark.parametrize("name", CASES)
 
 
@@ -137,7 +158,7 @@ def test_keys(name: str) -> None:
     assert set(loss.in_keys) == IN_KEYS.get(name, OFFLINE)
     assert len(loss.in_keys) == len(set(loss.in_keys))
     assert list(loss.out_keys) == OUT_KEYS[name]
-    assert set(loss(data).keys()) == set(OUT_KEYS[name])
+    assert set(loss(data).keys()) == {*OUT_KEYS[name], *BESIDES.get(name, ())}
 
 
 @each_loss
@@ -188,7 +209,7 @@ def test_renamed_entries(name: str) -> None:
     after["flags", "over"] = after.pop("terminated")
     assert {("next", "pay"), ("next", "flags", "over"), ("next", "stop")} < set(loss.in_keys)
     same(taped(tape, loss, data), expected)
-    assert data["urgency"].shape == (cases.N, 1)
+    assert data["urgency"].shape in ((cases.N,), (cases.N, 1))
     assert "td_error" not in data
     loss.set_keys(reward=None, terminated=None, done=None)
     assert set(loss.in_keys) == IN_KEYS.get(name, OFFLINE)
@@ -238,8 +259,8 @@ def test_reductions_agree(name: str) -> None:
     same(out["mean"], computed(build(name), data, tape))
     for key in (k for k in OUT_KEYS[name] if k.startswith("loss")):
         each = out["none"][key].detach()
-        assert each.shape[: data.ndim] == data.shape
-        assert_close(out["sum"][key], each.sum())
+        assert data.shape in (each.shape[: data.ndim], each.shape[-data.ndim :])
+        assert_close(out["sum"][key], each.mean() if key in ALWAYS_MEAN else each.sum())
         assert_close(out["mean"][key], each.mean())
 
 
@@ -274,16 +295,20 @@ def test_masked_entries_do_not_count(name: str, where: str, column: bool) -> Non
         loss = build(name, reduction=reduction)
         loss.loss_mask_key = "valid" if where == "own" else "auto"
         out = computed(loss, data, tape)
-        scale = {"mean": 1, "sum": alone_size(name, keep)}[reduction]
         for key in (k for k in OUT_KEYS[name] if k.startswith("loss")):
+            summed = reduction == "sum" and key not in ALWAYS_MEAN
+            scale = alone_size(name, key, keep) if summed else 1
             assert_close(out[key], alone[key].detach() * scale)
     loss.loss_mask_key = None
     bare = data.select(*loss.in_keys, strict=False)
     same(computed(loss, data, tape), computed(loss, bare, tape))
 
 
-def alone_size(name: str, keep: Tensor) -> int:
-    """Terms in a sum: one per sample, or one per entry of an action where actions are compared."""
+def alone_size(name: str, key: str, keep: Tensor) -> int:
+    """Terms in a sum: one per sample, or one per entry of an action where actions are compared;
+    REDQ's are one per critic, and for the temperature one at s and one at s'."""
+    if name == "redq":
+        return int(keep.sum()) * (2 if key == "loss_alpha" else 3)
     return int(keep.sum()) * (cases.ACT if name in ("bc_l2", "dt") else 1)
 
 
@@ -303,7 +328,8 @@ def test_priority_weights(name: str) -> None:
     each = computed(losses["none"], data, tape)
     plain = computed(losses["mean"], data, tape)
     data["priority_weight"] = weight.unsqueeze(-1)
-    mine = ("bc", "bc_l2", "dt", "iql", "cql", "cql_lagrange", "redq")
+    mine = ("bc", "bc_l2", "dt", "online_dt", "iql", "cql", "cql_lagrange", "redq")
+    mine += ("cal_ql", "cal_ql_lagrange", "xql", "xql_random")
     weighs = name in discrete.WEIGHS or name not in (*mine, *discrete.DISCRETE)
     for reduction, loss in losses.items():
         assert bool(loss.use_prioritized_weights) == weighs
@@ -312,7 +338,8 @@ def test_priority_weights(name: str) -> None:
             value = each[key].detach() * (weight if weighs else 1.0)
             total = weight.sum() if weighs else each[key].numel()
             expected = {"none": value, "sum": value.sum(), "mean": value.sum() / total}
-            assert_close(out[key], expected[reduction])
+            mean = key in ALWAYS_MEAN and reduction == "sum"
+            assert_close(out[key], expected["mean" if mean else reduction])
     losses["mean"].use_prioritized_weights = False
     same(computed(losses["mean"], data, tape), plain)
 
@@ -348,6 +375,6 @@ def test_parameters_are_the_online_networks(name: str) -> None:
     names = {k for k in build(name).state_dict() if "_network_params." in k}
     expected = {k for k in names if not k.startswith("target_") and not k.endswith(".support")}
     assert trained - {"log_alpha", "log_alpha_prime"} == expected
-    entropic = name.startswith(("sac", "cql", "redq", "edac", "discrete_sac"))
+    entropic = name.startswith(("sac", "cql", "cal_ql", "redq", "edac", "discrete_sac", "online"))
     assert ("log_alpha" in trained) == entropic
     assert {unravel_key(k) for k in trained} == trained

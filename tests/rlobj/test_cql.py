@@ -75,7 +75,7 @@ def slow_gap(loss: LossModule, data: TensorDict, tape: list[Tensor]) -> list[lis
 
 
 def test_penalty_by_loop() -> None:
-    loss, data, tape = built(), cases.batch(), penalty_noise()
+    loss, data, tape = built(reduction="none"), cases.batch(), penalty_noise()
     gaps = slow_gap(loss, data, tape)
     value, info = taped(tape, loss.cql_loss, data)
     assert_close(value, [WEIGHT * (a + b) for a, b in zip(*gaps, strict=True)])
@@ -84,7 +84,7 @@ def test_penalty_by_loop() -> None:
 
 
 def test_lagrange_by_loop() -> None:
-    loss, data, tape = built(with_lagrange=True), cases.batch(), penalty_noise()
+    loss, data, tape = built(with_lagrange=True, reduction="none"), cases.batch(), penalty_noise()
     loss.log_alpha_prime.data.fill_(0.4)
     prime, gaps = math.exp(0.4), slow_gap(loss, data, tape)
     excess = [[WEIGHT * g - THRESHOLD for g in per_state] for per_state in gaps]
@@ -123,9 +123,7 @@ def test_flat_critic_gives_the_volume() -> None:
 
 def slow_target(loss: LossModule, data: TensorDict, eps: Tensor, backup: str) -> list[float]:
     """Next values: entropy left out, entropy kept, or best of several actions."""
-    delayed = "target_actor_network_params"
-    name = delayed if any(k.startswith(delayed) for k in loss.tensors()) else delayed[7:]
-    actor = numbers(loss, name)[0]
+    actor = numbers(loss, "actor_network_params")[0]  # the one being trained, delayed or not
     target = numbers(loss, "target_qvalue_network_params")
     alpha, found = math.exp(loss.log_alpha.item()), []
     for i, row in enumerate(rows(data)):
@@ -148,7 +146,7 @@ BACKUPS = {
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 @pytest.mark.parametrize("delay_actor", [False, True])
 def test_critic_by_loop(backup: str, kind: str, delay_actor: bool) -> None:
-    loss = built(loss_function=kind, delay_actor=delay_actor, **BACKUPS[backup])
+    loss = built(loss_function=kind, delay_actor=delay_actor, **BACKUPS[backup], reduction="none")
     data = cases.batch(n=16)
     eps = calm(SAMPLES, 16, ACT) if backup == "max" else calm(16, ACT)
     after = slow_target(loss, data, eps, backup)
@@ -157,16 +155,16 @@ def test_critic_by_loop(backup: str, kind: str, delay_actor: bool) -> None:
         goal = row["r"] + (0.0 if row["end"] else GAMMA * v)
         now = [linear(q, row["s"], row["a"])[0] for q in numbers(loss, "qvalue_network_params")]
         expected.append(sum(cases.distance(kind, q, goal) for q in now))
-        errors.append(max((q - goal) ** 2 for q in now))
+        errors.append([(q - goal) ** 2 for q in now])
         far |= {abs(q - goal) > 1 for q in now}
     assert far == {False, True}
     value, info = taped([eps], loss.q_loss, data)
     assert_close(value, expected)
-    assert_close(info["td_error"], errors)
+    assert_close(info["td_error"], torch.tensor(errors).T)
 
 
 def test_actor_by_loop() -> None:
-    loss, data, eps = built(), cases.batch(n=16), calm(16, ACT)
+    loss, data, eps = built(reduction="none"), cases.batch(n=16), calm(16, ACT)
     actor, alpha = numbers(loss, "actor_network_params")[0], math.exp(loss.log_alpha.item())
     expected, met = [], set()
     for row, e in zip(rows(data), eps.tolist(), strict=True):
@@ -180,7 +178,7 @@ def test_actor_by_loop() -> None:
 
 def test_warm_up_by_loop() -> None:
     """The authors' first steps of the policy: alpha log pi(b|s) - log pi(a|s)."""
-    loss, data, eps = built(), cases.batch(), calm(cases.N, ACT)
+    loss, data, eps = built(reduction="none"), cases.batch(), calm(cases.N, ACT)
     actor, alpha = numbers(loss, "actor_network_params")[0], math.exp(loss.log_alpha.item())
     expected, scores = [], []
     for row, e in zip(rows(data), eps.tolist(), strict=True):
@@ -201,17 +199,18 @@ def test_temperature_by_hand() -> None:
 
 
 def test_forward_reduces_terms_and_writes_priority() -> None:
-    loss, data = built(with_lagrange=True), cases.batch()
+    loss, each = (built(with_lagrange=True, reduction=r) for r in ("mean", "none"))
+    data = cases.batch()
     tape = cases.tape_for(loss, data)
     out = taped(tape, loss, data)
-    q, q_info = taped(tape[:1], loss.q_loss, data)
-    cql, cql_info = taped(tape[1:4], loss.cql_loss, data)
-    actor, info = taped(tape[4:5], loss.actor_loss, data)
+    q, q_info = taped(tape[:1], each.q_loss, data)
+    cql, cql_info = taped(tape[1:4], each.cql_loss, data)
+    actor, info = taped(tape[5:], each.actor_loss, data)
     expected = {
         "loss_qvalue": q,
         "loss_cql": cql,
         "loss_actor": actor,
-        "loss_actor_bc": taped(tape[5:], loss.actor_bc_loss, data)[0],
+        "loss_actor_bc": taped(tape[4:5], each.actor_bc_loss, data)[0],
         "loss_alpha": loss.alpha_loss(info["log_prob"]),
         "loss_alpha_prime": loss.alpha_prime_loss(cql_info["cql_gap"])[0],
         "alpha": loss.log_alpha.exp(),
@@ -221,7 +220,11 @@ def test_forward_reduces_terms_and_writes_priority() -> None:
     for name, value in expected.items():
         assert_close(out[name], value.detach().mean())
         assert out[name].requires_grad == name.startswith("loss")
-    assert_close(data["td_error"], q_info["td_error"].unsqueeze(-1))
+    assert_close(data["td_error"], q_info["td_error"].max(0).values)
+    for i in range(2):
+        assert_close(data[f"pred_q{i + 1}"].squeeze(-1), q_info["pred_value"][i])
+        assert_close(data[f"cql_q{i + 1}_loss"].squeeze(-1), cql_info["cql_gap"][i])
+        assert not data[f"pred_q{i + 1}"].requires_grad
 
 
 TERMS = {
@@ -250,6 +253,24 @@ def test_dual_gradient() -> None:
     cases.check_gradient(loss, term, "log_alpha_prime")
 
 
+def test_dual_follows_the_mean_gap() -> None:
+    """Under "sum", too: the threshold is one of a single state's gap."""
+    data = cases.batch()
+    tape, found = cases.tape_for(built(with_lagrange=True), data), {}
+    for reduction in ("mean", "sum", "none"):
+        loss = built(with_lagrange=True, reduction=reduction)
+        found[reduction] = taped(tape, loss, data)["loss_alpha_prime"].detach()
+    assert found["none"].shape == (cases.N,)
+    assert_close(found["none"].mean(), found["mean"])
+    assert_close(found["sum"], found["mean"])
+
+
+def test_upstreams_penalty_needs_no_bounds() -> None:
+    actor = cases.stochastic()
+    actor.spec = None
+    CQLLoss(actor, cases.critic(), target_entropy=-1.0, upstream=True)
+
+
 def test_bounds_come_from_the_spec() -> None:
     actor = cases.stochastic()
     assert_close(CQLLoss(actor, cases.critic()).high, HIGH)
@@ -262,7 +283,7 @@ def test_bounds_come_from_the_spec() -> None:
 
 def test_windows_of_time() -> None:
     """A batch [B, T] is B T transitions."""
-    loss, flat = built(), cases.batch(n=6)
+    loss, flat = built(reduction="none"), cases.batch(n=6)
     tape = [*penalty_noise(6), calm(6, ACT)]
     split = [x.reshape(*x.shape[:-2], 2, 3, ACT) for x in tape]
     value, shaped = (

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
 
 from rlobj import DDPGLoss, LossModule
+from rlobj.modules import Actor, ValueOperator
 from tests.rlobj import cases
 from tests.rlobj.cases import assert_close, distance, linear, numbers, rows
 
@@ -22,7 +24,8 @@ def nets(loss: LossModule) -> tuple:
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 def test_by_loop(kind: str) -> None:
-    loss, data = built(loss_function=kind), cases.batch(n=12)
+    loss, each = (built(loss_function=kind, reduction=r) for r in ("mean", "none"))
+    data = cases.batch(n=12)
     actor, critic, target = nets(loss)
     values, goals, errors, climbs = [], [], [], []
     for row in rows(data):
@@ -31,17 +34,18 @@ def test_by_loop(kind: str) -> None:
         values.append(linear(critic, row["s"], row["a"])[0])
         errors.append(distance(kind, values[-1], goals[-1]))
         climbs.append(-linear(critic, row["s"], linear(actor, row["s"]))[0])
-    value, info = loss.loss_value(data)
+    value, info = each.loss_value(data)
     assert_close(value, errors)
     assert_close(info["pred_value"], values)
+    assert not info["pred_value"].requires_grad
     assert_close(info["target_value"], goals)
     assert_close(info["pred_value_max"], max(values))
     assert_close(info["target_value_max"], max(goals))
-    assert_close(loss.loss_actor(data)[0], climbs)
+    assert_close(each.loss_actor(data)[0], climbs)
     out = loss(data)
     assert_close(out["loss_value"], sum(errors) / 12)
     assert_close(out["loss_actor"], sum(climbs) / 12)
-    squares = [[(v - g) ** 2] for v, g in zip(values, goals, strict=True)]
+    squares = [(v - g) ** 2 for v, g in zip(values, goals, strict=True)]
     assert_close(data["td_error"], squares)
 
 
@@ -54,7 +58,7 @@ def test_delayed_actor_acts_in_the_target() -> None:
 
 
 def test_actions_below_next_do_not_count() -> None:
-    loss, data = built(), cases.batch()
+    loss, data = built(reduction="none"), cases.batch()
     expected = loss.loss_value(data)[0]
     data["next", "action"] = torch.full_like(data["action"], 7.0)
     assert_close(loss.loss_value(data)[0], expected.detach())
@@ -78,3 +82,22 @@ def test_shared_parameters() -> None:
     own = {k for k, _ in loss.named_parameters()}
     assert not any(k.startswith("value_network_params.shared") for k in own)
     assert any(k.startswith("value_network_params.module") for k in own)
+
+
+def test_each_target_network_has_its_own_delayed_trunk() -> None:
+    trunk = TensorDictModule(nn.Linear(cases.OBS, cases.OBS), ["observation"], ["hidden"])
+    actor = Actor(nn.Linear(cases.OBS, cases.ACT), in_keys=["hidden"])
+    critic = ValueOperator(cases.Critic(), in_keys=["hidden", "action"])
+    networks = TensorDictSequential(trunk, actor), TensorDictSequential(trunk, critic)
+    loss = cases.perturb(DDPGLoss(*networks, delay_actor=True)).make_value_estimator(gamma=GAMMA)
+    data = cases.batch()
+    (act0, act1), (value0, value1) = (
+        [numbers(loss, f"target_{net}_network_params.module.{i}")[0] for i in (0, 1)]
+        for net in ("actor", "value")
+    )
+    goals = []
+    for row in rows(data):
+        action = linear(act1, linear(act0, row["s2"]))
+        after = linear(value1, linear(value0, row["s2"]), action)[0]
+        goals.append(row["r"] + (0.0 if row["end"] else GAMMA * after))
+    assert_close(loss.loss_value(data)[1]["target_value"], goals)

@@ -31,9 +31,10 @@ def cql(space: str, **kwargs: object) -> LossModule:
 @pytest.mark.parametrize("kind", ["l2", "l1"])
 def test_cql_by_loop(space: str, kind: str) -> None:
     """Eq. 4: log of the sum over all joint actions, and half the Bellman error."""
-    loss, data = cql(space, loss_function=kind), discrete.batch(space, n=16)
+    loss, each = (cql(space, loss_function=kind, reduction=r) for r in ("mean", "none"))
+    data = discrete.batch(space, n=16)
     (online,), (target,) = (numbers(loss, f"{p}value_network_params") for p in ("", "target_"))
-    penalty, bellman, errors, scores = [], [], [], []
+    penalty, bellman, errors, scores, goals = [], [], [], [], []
     for row in discrete.rows(data, space):
         q = linear(online, row["s"])
         total = sum(math.exp(sum(q[i] for i in action)) for action in JOINT[space])
@@ -44,8 +45,9 @@ def test_cql_by_loop(space: str, kind: str) -> None:
         bellman.append(0.5 * distance(kind, now, goal))
         errors.append((now - goal) ** 2)
         scores.append(q)
-    assert_close(loss.cql_loss(data)[0], penalty)
-    value, info = loss.value_loss(data)
+        goals.append(goal)
+    assert_close(each.cql_loss(data)[0], penalty)
+    value, info = each.value_loss(data)
     assert_close(value, bellman)
     assert_close(info["td_error"], errors)
     out = loss(data)
@@ -53,11 +55,14 @@ def test_cql_by_loop(space: str, kind: str) -> None:
     assert_close(out["loss_qvalue"], sum(bellman) / 16)
     assert_close(data["td_error"], torch.tensor(errors).unsqueeze(-1))
     assert_close(data["pred_val"], scores)
+    assert_close(out["td_error"], [sum(errors) / 16])
+    assert_close(out["pred_value"], sum(map(sum, scores)) / (16 * discrete.ACTIONS))
+    assert_close(out["target_value"], sum(goals) / 16)
     assert not data["pred_val"].requires_grad
 
 
 def test_an_old_prediction_in_the_batch_is_not_trusted() -> None:
-    loss, data = cql("one_hot"), discrete.batch()
+    loss, data = cql("one_hot", reduction="none"), discrete.batch()
     fresh = loss.cql_loss(data)[0]
     data["pred_val"] = torch.zeros(discrete.N, discrete.ACTIONS)
     assert_close(loss.cql_loss(data)[0], fresh.detach())
@@ -115,17 +120,30 @@ def slow_iql(loss: LossModule, data: TensorDict, space: str) -> dict:
     ("space", "column"), [("one_hot", False), ("categorical", False), ("categorical", True)]
 )
 def test_iql_by_loop(space: str, column: bool) -> None:
-    loss, data = iql(space), discrete.batch(space, n=40)
+    loss, each, data = iql(space), iql(space, reduction="none"), discrete.batch(space, n=40)
     expected = slow_iql(loss, data, space)
     if column:
         data["action"] = data["action"].unsqueeze(-1)
     for term in ("actor", "value", "qvalue"):
-        assert_close(getattr(loss, f"{term}_loss")(data)[0], expected[term])
+        assert_close(getattr(each, f"{term}_loss")(data)[0], expected[term])
     out = loss(data)
     for term in ("actor", "value", "qvalue"):
         assert_close(out[f"loss_{term}"], sum(expected[term]) / 40)
     assert_close(out["entropy"], -sum(expected["log_prob"]) / 40)
-    assert_close(data["td_error"], torch.tensor(expected["td_error"]).unsqueeze(-1))
+    assert_close(data["td_error"], expected["td_error"])
+    assert_close(data["_log_prob"], expected["log_prob"])
+
+
+@pytest.mark.parametrize("space", ["mult_one_hot", "binary"])
+def test_iql_critics_add_up_composed_actions(space: str) -> None:
+    loss, data = iql("one_hot", action_space=space), discrete.batch(space)
+    v, critics = numbers(loss, "value_network_params")[0], numbers(loss, "qvalue_network_params")
+    errors = []
+    for row in discrete.rows(data, space):
+        goal = row["r"] + (0.0 if row["end"] else GAMMA * linear(v, row["s2"])[0])
+        now = [sum(linear(q, row["s"])[i] for i in row["a"]) for q in critics]
+        errors.append([(q - goal) ** 2 for q in now])
+    assert_close(loss.qvalue_loss(data)[1]["td_error"].T, errors)
 
 
 @pytest.mark.parametrize("term", ["actor", "value", "qvalue"])
@@ -202,14 +220,14 @@ def noise_of_rows() -> list[Tensor]:
     return [torch.rand(shape), 0.5 * torch.randn(shape), 0.5 * torch.randn(shape)]
 
 
-def slow_upstream(loss: LossModule, data: TensorDict, tape: list[Tensor]) -> list[list[float]]:
-    """``[critic][state]``: T log of the sum over the three actions of a row, averaged over rows."""
+def slow_upstream(loss: LossModule, data: TensorDict, tape: list[Tensor]) -> list[list[list]]:
+    """``[critic][state][row]``: T log of the sum over the three actions of a row, of every row of
+    every state, less Q(s, a) of the one state."""
     actor, gaps = numbers(loss, "actor_network_params")[0], []
     uniform, here, there = (x.tolist() for x in tape)
     for net in numbers(loss, "qvalue_network_params"):
-        gaps.append([])
+        soft = []
         for i, row in enumerate(cases.rows(data)):
-            soft = 0.0
             for j in range(SAMPLES):
                 pi, log_pi = cases.draw_action(actor, row["s"], here[i][j])
                 pi2, log_pi2 = cases.draw_action(actor, row["s2"], there[i][j])
@@ -222,26 +240,28 @@ def slow_upstream(loss: LossModule, data: TensorDict, tape: list[Tensor]) -> lis
                     math.exp((linear(net, s, a)[0] - log_mu) / TEMPERATURE)
                     for s, a, log_mu in terms
                 )
-                soft += TEMPERATURE * math.log(total) / SAMPLES
-            gaps[-1].append(WEIGHT * (soft - linear(net, row["s"], row["a"])[0]))
+                soft.append(TEMPERATURE * math.log(total))
+        q = [linear(net, row["s"], row["a"])[0] for row in cases.rows(data)]
+        gaps.append([[WEIGHT * (x - q_i) for x in soft] for q_i in q])
     return gaps
 
 
 @pytest.mark.parametrize("lagrange", [False, True])
 def test_upstream_penalty_by_loop(lagrange: bool) -> None:
     """alpha' leaves the penalty as it is, and is itself tuned as in the paper's form."""
-    loss, data = continuous(with_lagrange=lagrange, lagrange_thresh=1.5), cases.batch()
-    tape = noise_of_rows()
+    loss = continuous(with_lagrange=lagrange, lagrange_thresh=1.5, reduction="none")
+    data, tape = cases.batch(), noise_of_rows()
     expected = slow_upstream(loss, data, tape)
     value, info = taped(tape, loss.cql_loss, data)
-    assert_close(value, [a + b for a, b in zip(*expected, strict=True)])
+    means = [[sum(rows) / len(rows) for rows in states] for states in expected]
+    assert_close(value, [a + b for a, b in zip(*means, strict=True)])
     assert_close(info["cql_gap"], expected)
     if lagrange:
         loss.log_alpha_prime.data.fill_(0.4)
         assert_close(taped(tape, loss.cql_loss, data)[0], value.detach())
-        mean = [(a + b) / 2 - 1.5 for a, b in zip(*expected, strict=True)]
         dual = loss.alpha_prime_loss(info["cql_gap"])[0]
-        assert_close(dual, [-math.exp(0.4) * m for m in mean])
+        mean = [(a + b) / 2 - 1.5 for a, b in zip(*means, strict=True)]
+        assert_close(dual.mean(-1), [-math.exp(0.4) * m for m in mean])
 
 
 def test_upstream_penalty_gradient() -> None:
@@ -250,16 +270,17 @@ def test_upstream_penalty_gradient() -> None:
 
 
 def test_the_papers_penalty_is_the_default() -> None:
-    assert not CQLLoss(cases.stochastic(), cases.critic()).upstream
-    loss, data = continuous(), cases.batch()
-    flat = taped(noise_of_rows(), loss.cql_loss, data)[0]
-    loss.upstream = False
-    tape = cases.tape_for(loss, data)[1:4]
-    assert (taped(tape, loss.cql_loss, data)[0] - flat).abs().min() > 1e-3
+    theirs, data = continuous(reduction="none"), cases.batch()
+    ours = CQLLoss(cases.stochastic(), cases.critic(), num_random=SAMPLES, reduction="none")
+    assert theirs.upstream and not ours.upstream
+    cases.perturb(ours)
+    flat = taped(noise_of_rows(), theirs.cql_loss, data)[0]
+    tape = cases.tape_for(ours, data)[1:4]
+    assert (taped(tape, ours.cql_loss, data)[0] - flat).abs().min() > 1e-3
 
 
 def test_upstream_penalty_on_windows_of_time() -> None:
-    loss, flat = continuous(), cases.batch(n=6)
+    loss, flat = continuous(reduction="none"), cases.batch(n=6)
     tape = [torch.rand(6, SAMPLES, cases.ACT) for _ in range(3)]
     split = [x.reshape(2, 3, SAMPLES, cases.ACT) for x in tape]
     value = taped(split, loss.cql_loss, flat.reshape(2, 3))[0]

@@ -8,7 +8,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from rlobj import DiscreteSACLoss, LossModule
-from tests.rlobj import cases
+from rlobj.specs import OneHot
+from tests.rlobj import cases, discrete
 from tests.rlobj.cases import ACTIONS, assert_close, distance, linear, numbers
 
 GAMMA = 0.9
@@ -36,7 +37,7 @@ def least(nets: list, observation: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 def test_critic_by_loop(kind: str) -> None:
-    loss, data = built(loss_function=kind), batch()
+    loss, data = built(loss_function=kind, reduction="none"), batch()
     actor = numbers(loss, "actor_network_params")[0]
     online, target = (numbers(loss, f"{p}qvalue_network_params") for p in ("", "target_"))
     alpha, terms, errors = math.exp(loss.log_alpha.item()), [], []
@@ -53,7 +54,7 @@ def test_critic_by_loop(kind: str) -> None:
 
 
 def test_actor_and_temperature_by_loop() -> None:
-    loss, data = built(), batch()
+    loss, each, data = built(), built(reduction="none"), batch()
     actor, critics = (
         numbers(loss, "actor_network_params")[0],
         numbers(loss, "qvalue_network_params"),
@@ -63,7 +64,7 @@ def test_actor_and_temperature_by_loop() -> None:
         probs, q = policy(actor, row["s"]), least(critics, row["s"])
         terms.append(sum(p * (alpha * math.log(p) - v) for p, v in zip(probs, q, strict=True)))
         log_probs.append(sum(p * math.log(p) for p in probs))
-    value, info = loss.actor_loss(data)
+    value, info = each.actor_loss(data)
     assert_close(value, terms)
     assert_close(info["log_prob"], log_probs)
     out, mean = loss(data), sum(log_probs) / len(log_probs)
@@ -74,9 +75,9 @@ def test_actor_and_temperature_by_loop() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_categorical_actions(shape: tuple) -> None:
-    loss, data = built(), batch()
+    loss, data = built(reduction="none"), batch()
     expected = loss.qvalue_loss(data)[0]
-    other = built(action_space="categorical")
+    other = built(action_space="categorical", reduction="none")
     data["action"] = data["action"].argmax(-1).reshape(24, *shape)
     assert_close(other.qvalue_loss(data)[0], expected.detach())
 
@@ -93,7 +94,7 @@ def test_gradients(term: str) -> None:
 
 def test_impossible_action_has_no_say() -> None:
     """An action of probability 0 neither counts nor makes anything NaN."""
-    loss, data = built(), batch()
+    loss, data = built(reduction="none"), batch()
     loss.actor_network_params["module", "0", "module", "bias"].data[1] = -math.inf
     value, info = loss.actor_loss(data)
     alpha, q = loss.alpha, loss._q_all(data).min(0).values[:, [0, 2]]
@@ -113,6 +114,18 @@ def test_target_entropy() -> None:
     assert_close(half.target_entropy, 0.5 * math.log(ACTIONS))
     assert built(target_entropy=0.25).target_entropy.item() == 0.25
     with pytest.raises(ValueError, match="needs num_actions"):
-        DiscreteSACLoss(cases.categorical(), cases.action_values())
-    with pytest.raises(ValueError, match="give 'one-hot' or 'categorical'"):
+        DiscreteSACLoss(cases.categorical(), cases.action_values(), action_space="one-hot")
+    with pytest.raises(ValueError, match="give 'one_hot' or 'categorical'"):
         built(action_space="binary")
+
+
+def test_action_space() -> None:
+    """The policy's spec says what is not said; a spec also knows the number of actions."""
+    networks = discrete.policy("categorical"), cases.action_values()
+    told = DiscreteSACLoss(*networks)
+    assert told.action_space == "categorical"
+    assert_close(told.target_entropy, 0.98 * math.log(discrete.ACTIONS))
+    assert DiscreteSACLoss(*networks, action_space=OneHot(3)).action_space == "one_hot"
+    networks[0].spec = None
+    with pytest.warns(UserWarning, match="DiscreteSACLoss: action_space is unknown, one-hot"):
+        assert DiscreteSACLoss(*networks, num_actions=5).action_space == "one_hot"

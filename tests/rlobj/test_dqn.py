@@ -48,10 +48,11 @@ def slow_dqn(loss: LossModule, data: TensorDict, space: str, kind: str, double: 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("kind", ["l2", "smooth_l1"])
 def test_dqn_by_loop(space: str, double: bool, kind: str) -> None:
-    loss = dqn(space, double_dqn=double, loss_function=kind)
+    settings = {"double_dqn": double, "loss_function": kind}
+    loss, each = (dqn(space, reduction=r, **settings) for r in ("mean", "none"))
     data = discrete.batch(space, n=24)
     expected = slow_dqn(loss, data, space, kind, double)
-    value, info = loss.qvalue_loss(data)
+    value, info = each.qvalue_loss(data)
     assert_close(value, expected["loss"])
     assert_close(info["td_error"], expected["td_error"])
     assert_close(loss(data)["loss"], sum(expected["loss"]) / 24)
@@ -105,12 +106,12 @@ def test_dqn_gradient(double: bool) -> None:
 def test_categorical_equals_one_hot(column: bool) -> None:
     """The same numbers whether actions are indices, a column of them, or one-hot vectors."""
     for name in ("dqn", "c51"):
-        one = discrete.DISCRETE[name]()
+        one = discrete.DISCRETE[name](reduction="none")
         kind = discrete.q_actor if name == "dqn" else discrete.c51_actor
         other = (
-            DQNLoss(kind("categorical"))
+            DQNLoss(kind("categorical"), reduction="none")
             if name == "dqn"
-            else DistributionalDQNLoss(kind("categorical"), gamma=0.9)
+            else DistributionalDQNLoss(kind("categorical"), gamma=0.9, reduction="none")
         )
         data, index = discrete.batch("one_hot"), discrete.batch("categorical")
         index["action"] = index["action"].unsqueeze(-1) if column else index["action"]
@@ -199,15 +200,26 @@ def slow_c51(loss: LossModule, data: TensorDict, space: str, steps: list[int]) -
 @pytest.mark.parametrize("space", ["one_hot", "categorical"])
 @pytest.mark.parametrize("n_step", [False, True])
 def test_c51_by_loop(space: str, n_step: bool) -> None:
-    loss, data, steps = c51(space), discrete.batch(space, n=24), [1] * 24
+    loss, each = (c51(space, reduction=r) for r in ("mean", "none"))
+    data, steps = discrete.batch(space, n=24), [1] * 24
     data["next", "reward"] *= 0.3
     if n_step:
         steps = [1 + i % 3 for i in range(24)]
         data["steps_to_next_obs"] = torch.tensor(steps).unsqueeze(-1)
     expected = slow_c51(loss, data, space, steps)
-    assert_close(loss.qvalue_loss(data)[0], expected)
+    assert_close(each.qvalue_loss(data)[0], expected)
     assert_close(loss(data)["loss"], sum(expected) / 24)
     assert_close(data["td_error"], torch.tensor(expected).unsqueeze(-1))
+
+
+def test_c51_without_termination() -> None:
+    """``done`` stands in where the batch does not tell how an episode ended."""
+    loss, data = c51(), discrete.batch()
+    ended = data.clone()
+    ended["next", "terminated"] = data["next", "done"]
+    expected = loss.qvalue_loss(ended)[1]["target"]
+    assert (loss.qvalue_loss(data)[1]["target"] - expected).abs().max() > 1e-3
+    assert_close(loss.qvalue_loss(data.exclude(("next", "terminated")))[1]["target"], expected)
 
 
 def test_c51_gradient() -> None:
@@ -243,7 +255,7 @@ def test_discount_is_a_buffer_that_can_be_assigned() -> None:
 
 def test_windows_of_time() -> None:
     """A batch [B, T] is B T transitions."""
-    for loss in (dqn(), c51()):
+    for loss in (dqn(reduction="none"), c51(reduction="none")):
         flat = discrete.batch(n=6)
         assert_close(
             loss.qvalue_loss(flat.reshape(2, 3))[0].reshape(6), loss.qvalue_loss(flat)[0].detach()
@@ -261,8 +273,8 @@ def test_unknown_action_spaces() -> None:
         DQNLoss(net, action_space="continuous")
     with pytest.raises(ValueError, match="action space is unknown"):
         DQNLoss(nn.Linear(3, 5))
-    with pytest.raises(ValueError, match="'categorical' does not match the network's, 'one_hot'"):
-        DQNLoss(discrete.q_actor(), action_space="categorical")
+    with pytest.raises(ValueError, match="'categorical' is not the network's, 'one_hot'"):
+        DQNLoss(discrete.q_actor(), action_space="categorical", double_dqn=True)
     net.spec = None
     with pytest.warns(UserWarning, match="one-hot is assumed"):
         assert DQNLoss(net).action_space == "one_hot"

@@ -45,7 +45,7 @@ def slow_diversity(gradients: list[list[float]]) -> float:
 
 def test_linear_critics_by_hand() -> None:
     """Q linear in a: the gradient is the action's weights."""
-    loss, data = build("edac", eta=ETA), cases.batch()
+    loss, data = build("edac", eta=ETA, reduction="none"), cases.batch()
     weights = [w[0][cases.OBS :] for w, _ in numbers(loss, "qvalue_network_params")]
     value, _ = loss.diversity_loss(data)
     assert_close(value, [slow_diversity(weights)] * cases.N)
@@ -53,7 +53,7 @@ def test_linear_critics_by_hand() -> None:
 
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_curved_critics_by_differences(vmapped: bool) -> None:
-    loss, data = curved(deactivate_vmap=not vmapped), cases.batch()
+    loss, data = curved(deactivate_vmap=not vmapped, reduction="none"), cases.batch()
     expected = []
     for row in range(cases.N):
         one, gradients = data[row : row + 1], []
@@ -88,7 +88,7 @@ def test_diversity_trains_the_critics() -> None:
 
 
 def test_alike_and_opposed_critics() -> None:
-    loss, data = build("edac", num_qvalue_nets=2, eta=1.0), cases.batch()
+    loss, data = build("edac", num_qvalue_nets=2, eta=1.0, reduction="none"), cases.batch()
     weight = loss.qvalue_network_params["module", "linear", "weight"].data
     weight[1] = 3 * weight[0]
     assert_close(loss.diversity_loss(data)[0], [2.0] * cases.N)
@@ -110,6 +110,7 @@ def test_without_the_term_it_is_sac_with_many_critics() -> None:
 
 def test_diversity_is_one_of_the_losses() -> None:
     loss, data = build("edac", eta=ETA), cases.batch()
-    assert_close(loss(data)["loss_diversity"], loss.diversity_loss(data)[0].detach().mean())
+    each = build("edac", eta=ETA, reduction="none").diversity_loss(data)[0]
+    assert_close(loss(data)["loss_diversity"], each.detach().mean())
     with pytest.raises(ValueError, match="needs at least two critics"):
         build("edac", num_qvalue_nets=1)

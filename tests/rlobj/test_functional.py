@@ -27,7 +27,7 @@ from tests.rlobj.cases import CASES, ENSEMBLES, assert_close, batch_for, build, 
 
 STOCHASTIC = (
     *("sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange", "redq", "edac", "awac"),
-    *("td3_bc", "td3", "rebrac"),
+    *("td3_bc", "td3", "rebrac", "cal_ql", "cal_ql_lagrange", "xql_random", "online_dt"),
 )
 each_loss = pytest.mark.parametrize("name", CASES)
 
@@ -73,13 +73,14 @@ def test_the_global_seed_decides_without_a_source(name: str) -> None:
 
 @each_loss
 def test_input_keeps_its_entries(name: str) -> None:
-    """A loss adds the priority and changes nothing else."""
+    """A loss adds the entries that it has keys for and changes nothing else."""
     loss, data = build(name), batch_for(name)
     before = data.clone()
     loss(data)
     added = set(data.keys()) - set(before.keys())
-    named = {"td_error"} if hasattr(loss.tensor_keys, "priority") else set()
-    named |= {"pred_val"} if hasattr(loss.tensor_keys, "pred_val") else set()  # as upstream
+    writes = ("priority", "pred_val", "pred_q1", "pred_q2", "cql_q1_loss", "cql_q2_loss")
+    writes += ("log_prob",) if isinstance(loss, IQLLoss) else ()
+    named = {getattr(loss.tensor_keys, k) for k in writes if hasattr(loss.tensor_keys, k)}
     assert added == named
     assert (data.select(*before.keys()) == before).all()
 
@@ -248,7 +249,7 @@ def test_list_of_critics_is_stacked_as_it_is() -> None:
         for name in ("qvalue_network_params", "target_qvalue_network_params"):
             held = loss.tensors()[f"{name}.module.linear.weight"]
             assert_close(held[i], critic.module.linear.weight.detach())
-    with pytest.raises(ValueError, match="qvalue_network: 2 networks given for 3"):
+    with pytest.raises(RuntimeError, match="qvalue_network: 2 networks given for 3"):
         SACLoss(cases.stochastic(), critics, num_qvalue_nets=3)
 
 

@@ -52,7 +52,7 @@ def slow(loss: LossModule, data: TensorDict, kind: str = "smooth_l1") -> dict:
         goal = row["r"] + (0.0 if row["end"] else GAMMA * linear(v, row["s2"])[0])
         now = [linear(q, row["s"], row["a"])[0] for q in online]
         out["qvalue"].append(sum(cases.distance(kind, q, goal) for q in now))
-        out["td_error"].append(max((q - goal) ** 2 for q in now))
+        out["td_error"].append([(q - goal) ** 2 for q in now])
         met |= {("above", u > 0), ("capped", math.exp(BETA * u) > CAP)}
         met |= {("smaller", old.index(min(old))), ("end", row["end"])}
         met |= {("far", abs(q - goal) > 1) for q in now}
@@ -62,17 +62,17 @@ def slow(loss: LossModule, data: TensorDict, kind: str = "smooth_l1") -> dict:
 
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 def test_terms_by_loop(kind: str) -> None:
-    loss, data = built(loss_function=kind), cases.batch(n=24)
+    loss, data = built(loss_function=kind, reduction="none"), cases.batch(n=24)
     expected = slow(loss, data, kind)
     assert_close(loss.actor_loss(data)[0], expected["actor"])
     assert_close(loss.value_loss(data)[0], expected["value"])
     value, info = loss.qvalue_loss(data)
     assert_close(value, expected["qvalue"])
-    assert_close(info["td_error"], expected["td_error"])
+    assert_close(info["td_error"], torch.tensor(expected["td_error"]).T)
 
 
 def test_squashed_policy_scores_the_datas_action() -> None:
-    loss, data = built(gaussian_actor=False), cases.batch()
+    loss, data = built(gaussian_actor=False, reduction="none"), cases.batch()
     actor = numbers(loss, "actor_network_params")[0]
     expected = [
         -cases.squashed_log_density(cases.unsquash(row["a"]), *gaussian(actor, row["s"]))
@@ -89,7 +89,25 @@ def test_forward_reduces_terms_and_writes_priority() -> None:
         assert_close(out[f"loss_{name}"], sum(expected[name]) / 24)
     assert_close(out["entropy"], -sum(expected["log_prob"]) / 24)
     assert not out["entropy"].requires_grad
-    assert_close(data["td_error"], torch.tensor(expected["td_error"]).unsqueeze(-1))
+    assert_close(data["td_error"], [max(errors) for errors in expected["td_error"]])
+    assert_close(data["_log_prob"], expected["log_prob"])
+    assert not data["_log_prob"].requires_grad
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_single_critic_has_no_axis_of_its_own(as_list: bool) -> None:
+    critic = [cases.critic()] if as_list else cases.critic()
+    networks = cases.stochastic(), critic, cases.value()
+    loss = IQLLoss(*networks, num_qvalue_nets=1, reduction="none")
+    assert loss.state_dict()["qvalue_network_params.module.linear.weight"].shape == (1, 5)
+    loss, data = cases.perturb(loss).make_value_estimator(gamma=GAMMA), cases.batch()
+    critic, v = (numbers(loss, f"{n}_network_params")[0] for n in ("qvalue", "value"))
+    expected = []
+    for row in rows(data):
+        goal = row["r"] + (0.0 if row["end"] else GAMMA * linear(v, row["s2"])[0])
+        expected.append(cases.distance("smooth_l1", linear(critic, row["s"], row["a"])[0], goal))
+    assert_close(loss.qvalue_loss(data)[0], expected)
+    assert loss.qvalue_loss(data)[1]["td_error"].shape == (1, cases.N)
 
 
 @pytest.mark.parametrize("term", ["actor", "value", "qvalue"])
@@ -122,7 +140,7 @@ def test_defaults_are_upstreams() -> None:
 def test_default_expectile_of_the_loss_is_used() -> None:
     """``loss_value_diff`` has another default (0.8) than the loss (0.5)."""
     data = cases.batch()
-    half, most = (built(expectile=e) for e in (0.5, 0.9))
+    half, most = (built(expectile=e, reduction="none") for e in (0.5, 0.9))
     u = (2 * half.value_loss(data)[0]).sqrt()
-    v, above = most.value_loss(data)[0], built(expectile=0.9).value_loss(data)[0] > 0.5 * u**2
-    assert_close(v, torch.where(above, 0.9, 0.1) * u**2)
+    v = most.value_loss(data)[0]
+    assert_close(v, torch.where(v > 0.5 * u**2, 0.9, 0.1) * u**2)

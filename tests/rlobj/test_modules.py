@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import InteractionType, TensorDictModule, set_interaction_type
+from tensordict.nn import (
+    CompositeDistribution,
+    InteractionType,
+    TensorDictModule,
+    set_interaction_type,
+)
 from torch import Tensor, nn
 
 from rlobj import noise
@@ -16,12 +21,14 @@ from rlobj.modules import (
     Dropout,
     IndependentNormal,
     ProbabilisticActor,
+    SafeModule,
     TanhDelta,
     TanhNormal,
+    TruncatedNormal,
     ValueOperator,
     rsample_and_log_prob,
 )
-from rlobj.specs import Bounded, bounds
+from rlobj.specs import Bounded, Composite, bounds
 from tests.rlobj.cases import assert_close, taped
 
 LOC, SCALE, LOW, HIGH = torch.tensor(
@@ -133,6 +140,38 @@ def test_point_masses() -> None:
         assert_close(action, at)
     squashed = TanhDelta(at, low=LOW, high=HIGH).mode
     assert_close(squashed, LOW + (HIGH - LOW) * (at.tanh() + 1) / 2)
+    assert_close(TanhDelta(torch.zeros(1), low=0.0, high=4.0).mode, [2.0])
+    far = torch.tensor([[30.0, -30.0]])
+    assert_close(TanhDelta(far).mode, [[1 - 1e-6, 1e-6 - 1]])
+    assert_close(TanhDelta(far, safe=False).mode, [[1.0, -1.0]])
+
+
+def test_axes_of_an_event() -> None:
+    """One log-probability per event, whose entries' log-densities add up."""
+    loc = torch.randn(2, 3, 4)
+    x = loc + 0.3
+    each = -0.5 * (0.3 / 0.7) ** 2 - math.log(0.7 * math.sqrt(2 * math.pi))
+    for dims, shape in ((0, (2, 3, 4)), (1, (2, 3)), (2, (2,))):
+        dist = IndependentNormal(loc, 0.7, event_dim=dims)
+        assert_close(dist.log_prob(x), torch.full(shape, each * loc.numel() / math.prod(shape)))
+        assert dist.entropy().shape == shape
+        squashed = TanhNormal(loc, lambda at: torch.full_like(at, 0.7), event_dims=dims)
+        _, log_prob = squashed.rsample_and_log_prob((5,))
+        assert log_prob.shape == (5, *shape)
+        point = TanhDelta(loc, event_dims=dims)
+        assert (point.batch_shape, point.event_shape) == (shape, loc.shape[len(shape) :])
+        assert point.log_prob(loc.tanh()).shape == shape
+    assert TanhNormal(torch.tensor(0.0), 1.0).log_prob(torch.tensor(0.0)).shape == ()
+    assert Delta(loc, batch_shape=(2,), event_shape=(3, 4)).log_prob(loc).shape == (2,)
+    assert Delta(loc, batch_shape=(2, 3, 4)).log_prob(loc).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("cls", [TanhNormal, TanhDelta, TruncatedNormal])
+def test_bounds_in_order(cls: type) -> None:
+    scale = [] if cls is TanhDelta else [torch.ones(1)]
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} needs low < high, got 1.0 and 1.0"):
+        cls(torch.zeros(1), *scale, low=1.0, high=1.0)
+    cls(torch.zeros(1), *scale, low=torch.ones(1), high=-torch.ones(1))  # tensors: not looked at
 
 
 def test_probabilistic_actor_obeys_the_interaction_type() -> None:
@@ -144,6 +183,73 @@ def test_probabilistic_actor_obeys_the_interaction_type() -> None:
     with set_interaction_type(InteractionType.RANDOM):
         sample = taped([torch.tensor([[2.0]])], actor, data)["action"]
         assert_close(sample, [[math.tanh(2.3)]])
+
+
+def gaussian_net() -> TensorDictModule:
+    return TensorDictModule(
+        lambda x: (x, torch.ones_like(x)), ["observation"], ["loc", "scale"]
+    )  # fmt: skip
+
+
+def test_specs_of_actors() -> None:
+    """One spec is the action's; ``spec`` names every output, None where nothing is known."""
+    box = Bounded(LOW, HIGH)
+    actor = Actor(nn.Linear(3, 2), out_keys=["move"], spec=box)
+    assert actor.spec["move"] is box
+    assert not actor.safe
+    stochastic = ProbabilisticActor(gaussian_net(), ["loc", "scale"], spec=box)
+    assert stochastic.spec["action"] is box
+    assert (stochastic.spec["loc"], stochastic.spec["scale"]) == (None, None)
+    assert Actor(nn.Linear(3, 2)).spec["action"] is None
+    two = Actor(nn.Identity(), out_keys=["action", "extra"], spec=box)
+    assert two.spec["action"] is box
+    assert two.spec["extra"] is None
+    given = Composite(action=box)
+    assert Actor(nn.Linear(3, 2), spec=given).spec["action"] is box
+    with pytest.raises(RuntimeError, match="one spec for the outputs"):
+        SafeModule(nn.Identity(), ["x"], ["y", "z"], spec=box)
+    with pytest.raises(RuntimeError, match="which are not among the outputs"):
+        SafeModule(nn.Identity(), ["x"], ["y"], spec=given)
+    with pytest.raises(RuntimeError, match="safe=True needs a spec"):
+        Actor(nn.Identity(), safe=True)
+
+
+@pytest.mark.parametrize("cls", [Actor, ProbabilisticActor])
+def test_safe_actors_stay_within_their_spec(cls: type) -> None:
+    far = torch.tensor([[9.0, -9.0], [0.1, -0.2]])
+    if cls is Actor:
+        free, safe = (Actor(nn.Identity(), spec=Bounded(LOW, HIGH), safe=s) for s in (False, True))
+    else:
+        free, safe = (
+            ProbabilisticActor(
+                gaussian_net(), ["loc", "scale"], distribution_class=IndependentNormal,
+                spec=Bounded(LOW, HIGH), safe=s,
+            )
+            for s in (False, True)
+        )  # fmt: skip
+    data = TensorDict({"observation": far}, [2])
+    assert_close(free(data.clone())["action"], far)
+    assert_close(safe(data.clone())["action"], [[1.0, -2.0], [0.1, -0.2]])
+    named = safe(observation=far)
+    action = named[-1] if isinstance(named, tuple) else named
+    assert_close(action, [[1.0, -2.0], [0.1, -0.2]])
+
+
+def test_actor_of_several_actions() -> None:
+    net = TensorDictModule(
+        lambda x: (x, torch.ones_like(x), x), ["observation"],
+        [("params", "a", "loc"), ("params", "a", "scale"), ("params", "b", "param")],
+    )  # fmt: skip
+    kinds = {"a": IndependentNormal, "b": TanhDelta}
+    actor = ProbabilisticActor(
+        net, ["params"], distribution_class=CompositeDistribution,
+        distribution_kwargs={"distribution_map": kinds},
+    )  # fmt: skip
+    out = actor(TensorDict({"observation": LOC}))
+    assert_close(out["a"], LOC)
+    assert_close(out["b"], LOC.tanh())
+    with pytest.raises(KeyError, match="distribution_map"):
+        ProbabilisticActor(net, ["params"], distribution_class=CompositeDistribution)
 
 
 def test_default_keys_of_actors_and_values() -> None:
@@ -159,8 +265,8 @@ def test_default_keys_of_actors_and_values() -> None:
 @pytest.mark.parametrize(
     ("settings", "sizes"),
     [({"num_cells": [5, 6]}, [(5, 3), (6, 5), (2, 6)]), ({"depth": 1}, [(32, 3), (2, 32)]),
-     ({}, [(32, 3), (32, 32), (32, 32), (2, 32)]), ({"depth": 0}, [(2, 3)]),
-     ({"num_cells": []}, [(2, 3)])],
+     ({"depth": 2, "num_cells": 4}, [(4, 3), (4, 4), (2, 4)]), ({}, [(2, 3)]),
+     ({"depth": 0}, [(2, 3)]), ({"num_cells": []}, [(2, 3)])],
 )  # fmt: skip
 def test_mlp_layers(settings: dict, sizes: list) -> None:
     layers = [m for m in MLP(3, 2, **settings) if isinstance(m, nn.Linear)]
@@ -172,10 +278,44 @@ def test_mlp_computes_what_its_layers_do() -> None:
     y = torch.randn(5, 2)
     hidden = (torch.cat([x, y], -1) @ net[0].weight.T + net[0].bias).clamp(min=0)
     assert_close(net(x, y), hidden @ net[2].weight.T + net[2].bias)
-    ends = MLP(3, 2, num_cells=[4], activate_last_layer=True, norm_class=nn.LayerNorm, dropout=0.5)
+
+
+def test_mlp_options() -> None:
+    ends = MLP(
+        3, 2, num_cells=[4], activate_last_layer=True, dropout=0.5, norm_class=nn.LayerNorm,
+        norm_kwargs=[{"normalized_shape": 4}, {"normalized_shape": 2, "eps": 0.1}],
+        activation_class=nn.LeakyReLU, activation_kwargs={"negative_slope": 0.3},
+    )  # fmt: skip
     kinds = [type(m) for m in ends]
-    assert kinds == [nn.Linear, nn.LayerNorm, nn.Tanh, nn.Dropout] * 2
+    assert kinds == [nn.Linear, nn.Dropout, nn.LayerNorm, nn.LeakyReLU] * 2
+    assert (ends[0].weight.shape, ends[2].eps, ends[6].eps) == ((4, 3), 1e-5, 0.1)
+    assert ends[7].negative_slope == 0.3
     assert MLP(3, 2, num_cells=[4], bias_last_layer=False)[-1].bias is None
+    bare = MLP(3, 2, num_cells=[4], layer_kwargs={"bias": False})
+    assert [m.bias for m in bare if isinstance(m, nn.Linear)] == [None, None]
+
+
+def test_mlp_shapes() -> None:
+    x = torch.randn(5, 3)
+    net = MLP(out_features=(2, 3), num_cells=[4], single_bias_last_layer=True)
+    assert net(x).shape == (5, 2, 3)
+    assert net[0].weight.shape == (4, 3)
+    assert net[-2].bias is None
+    net[-1].bias.data.fill_(0.5)
+    assert_close(net(x).flatten(1), (net[0](x).tanh() @ net[2].weight.T + 0.5).detach())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [({"out_features": None}, ValueError, "needs out_features"),
+     ({"num_cells": 4}, RuntimeError, "needs depth"),
+     ({"num_cells": [4], "depth": 2}, RuntimeError, "of depth 2 has not the hidden layers"),
+     ({"norm_kwargs": [{}, {}], "num_cells": [4]}, ValueError, "norm_kwargs: 2 given for 1"),
+     ({"in_features": None, "layer_class": nn.Bilinear}, ValueError, "in_features can be left")],
+)  # fmt: skip
+def test_mlp_refuses(settings: dict, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        MLP(**{"in_features": 3, "out_features": 2, **settings})
 
 
 def test_dropout() -> None:

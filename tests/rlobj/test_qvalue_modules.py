@@ -82,6 +82,26 @@ def test_actor() -> None:
     assert safe(TensorDict({"observation": torch.randn(4, 3)}, [4]))["action"].dtype == torch.bool
 
 
+def test_actions_take_the_shape_of_their_spec() -> None:
+    """Indices in a column, refused, reshaped or left; a nested spec has its own batch axes."""
+    spec, data = Categorical(5, shape=(1,)), TensorDict({"observation": torch.randn(4, 3)}, [4])
+    net = nn.Linear(3, 5)
+    found = {
+        strict: QValueActor(net, spec=spec, strict_shape=strict)(data.clone())
+        for strict in ("auto", False)
+    }
+    assert found["auto"]["action"].shape == (4, 1)
+    assert found[False]["action"].shape == (4,)
+    assert_close(found["auto"]["chosen_action_value"], found[False]["chosen_action_value"])
+    for strict in (True, None):
+        with pytest.raises(RuntimeError, match=r"is \(4,\), by its spec it should be \(4, 1\)"):
+            QValueActor(net, spec=spec, strict_shape=strict)(data.clone())
+    agents = Composite(agents=Composite(action=OneHot(5, shape=(4, 5)), shape=(4,)))
+    key = ("agents", "action")
+    actor = QValueActor(net, spec=agents, action_key=key)
+    assert actor(TensorDict({"observation": torch.randn(2, 4, 3)}, [2]))[key].shape == (2, 4, 5)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="action space is unknown"):
         QValueModule()
@@ -111,6 +131,10 @@ def test_distributional_greedy_action_by_hand() -> None:
     mask = torch.tensor([True, False, True])
     td = masked(TensorDict({"action_value": log_probs, "allowed": mask}, []))
     assert_close(td["action"], [0, 0, 1])
+    assert (td["action_value"][:, 1] == torch.finfo(log_probs.dtype).min).all()
+    assert_close(td["action_value"][:, [0, 2]], log_probs[:, [0, 2]])
+    per_atom = masked(TensorDict({"action_value": log_probs, "allowed": mask.unsqueeze(0)}, []))
+    assert_close(per_atom["action"], [0, 0, 1])
     with pytest.raises(RuntimeError, match="3 atoms in"):
         DistributionalQValueModule("one_hot", torch.arange(4.0))(log_probs)
 

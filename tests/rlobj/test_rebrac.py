@@ -22,7 +22,7 @@ def square(a: list[float], b: list[float]) -> float:
 
 
 def test_critic_by_loop() -> None:
-    loss, data, eps = built(), batch_for("rebrac"), torch.randn(cases.N, cases.ACT)
+    loss, data, eps = built(reduction="none"), batch_for("rebrac"), torch.randn(cases.N, cases.ACT)
     actor = numbers(loss, "target_actor_network_params")[0]
     online, target = (numbers(loss, f"{p}qvalue_network_params") for p in ("", "target_"))
     losses = []
@@ -41,7 +41,7 @@ def test_critic_by_loop() -> None:
 
 @pytest.mark.parametrize("normalize_q", [True, False])
 def test_actor_by_loop(normalize_q: bool) -> None:
-    loss, data = built(normalize_q=normalize_q), batch_for("rebrac")
+    loss, data = built(normalize_q=normalize_q, reduction="none"), batch_for("rebrac")
     actor, critics = (
         numbers(loss, "actor_network_params")[0],
         numbers(loss, "qvalue_network_params"),

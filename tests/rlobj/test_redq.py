@@ -1,9 +1,10 @@
-"""REDQLoss against loops: the random subset, the mean over critics, the clamped temperature."""
+"""REDQLoss against loops: the random subset, terms per critic, the clamped temperature."""
 
 import math
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from rlobj import LossModule, noise
@@ -18,38 +19,65 @@ def built(**kwargs: object) -> LossModule:
     return loss.make_value_estimator(gamma=GAMMA)
 
 
-@pytest.mark.parametrize(
-    ("lots", "chosen"), [([0.9, 0.1, 0.5, 0.3], (1, 3)), ([0.2, 0.8, 0.1, 0.9], (2, 0))]
-)
-def test_critic_by_loop(lots: list[float], chosen: tuple[int, int]) -> None:
-    loss, data, eps = built(), cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
+def forward(loss: LossModule, data: TensorDict, order: list[int], eps: Tensor) -> TensorDict:
+    """A call with given noise, ``[2, *batch, a]``: of the actions at s and at s'."""
+    return taped([torch.tensor(order), eps], loss, data)
+
+
+@pytest.mark.parametrize("order", [[1, 3, 2, 0], [2, 0, 1, 3]])
+def test_critics_by_loop(order: list[int]) -> None:
+    loss, data, eps = (
+        built(reduction="none"),
+        cases.batch(n=24),
+        0.5 * torch.randn(2, 24, cases.ACT),
+    )
     actor = numbers(loss, "actor_network_params")[0]
     online, target = (numbers(loss, f"{p}qvalue_network_params") for p in ("", "target_"))
-    alpha, terms, errors, met = math.exp(loss.log_alpha.item()), [], [], set()
-    for row, e in zip(rows(data), eps.tolist(), strict=True):
+    alpha, terms, errors, values, goals, met = (
+        math.exp(loss.log_alpha.item()),
+        [],
+        [],
+        [],
+        [],
+        set(),
+    )
+    for row, e in zip(rows(data), eps[1].tolist(), strict=True):
         action, log_prob = draw_action(actor, row["s2"], e)
-        after = [linear(target[i], row["s2"], action)[0] for i in chosen]
+        after = [linear(target[i], row["s2"], action)[0] for i in order[:2]]
         met.add(after.index(min(after)))
-        goal = row["r"] + (0.0 if row["end"] else GAMMA * (min(after) - alpha * log_prob))
+        values.append(min(after) - alpha * log_prob)
+        goals.append(row["r"] + (0.0 if row["end"] else GAMMA * values[-1]))
         now = [linear(net, row["s"], row["a"])[0] for net in online]
-        terms.append(sum(cases.distance("smooth_l1", q, goal) for q in now))
-        errors.append(max((q - goal) ** 2 for q in now))
+        terms.append([cases.distance("smooth_l1", q, goals[-1]) for q in now])
+        errors.append(max((q - goals[-1]) ** 2 for q in now))
     assert met == {0, 1}
-    value, info = taped([eps, torch.tensor(lots)], loss.qvalue_loss, data)
-    assert_close(value, terms)
-    assert_close(info["td_error"], errors)
+    out = forward(loss, data, order, eps)
+    assert_close(out["loss_qvalue"].T, terms)
+    assert_close(out["next.state_value"], values)
+    assert_close(out["target_value"], goals)
+    assert_close(data["td_error"], errors)
 
 
-def test_actor_by_loop() -> None:
-    loss, data, eps = built(), cases.batch(), 0.5 * torch.randn(cases.N, cases.ACT)
+def test_actor_and_temperature_by_loop() -> None:
+    loss, data, eps = built(), cases.batch(), 0.5 * torch.randn(2, cases.N, cases.ACT)
     actor = numbers(loss, "actor_network_params")[0]
     critics, alpha = numbers(loss, "qvalue_network_params"), math.exp(loss.log_alpha.item())
-    terms = []
-    for row, e in zip(rows(data), eps.tolist(), strict=True):
-        action, log_prob = draw_action(actor, row["s"], e)
-        q = [linear(net, row["s"], action)[0] for net in critics]
-        terms.append(alpha * log_prob - sum(q) / MANY)
-    assert_close(taped([eps], loss.actor_loss, data)[0], terms)
+    climbed, log_probs = [], {"s": [], "s2": []}
+    for row, *draws in zip(rows(data), *eps.tolist(), strict=True):
+        for state, e in zip(("s", "s2"), draws, strict=True):
+            action, log_prob = draw_action(actor, row[state], e)
+            log_probs[state].append(log_prob)
+            if state == "s":
+                climbed.append([linear(net, row["s"], action)[0] for net in critics])
+    out = forward(loss, data, [0, 1, 2, 3], eps)
+    mean_q = sum(map(sum, climbed)) / (MANY * cases.N)
+    both = log_probs["s"] + log_probs["s2"]
+    assert_close(out["state_action_value_actor"].T, climbed)
+    assert_close(out["action_log_prob_actor"], log_probs["s"])
+    assert_close(out["loss_actor"], alpha * sum(log_probs["s"]) / cases.N - mean_q)
+    assert_close(out["entropy"], -sum(both) / len(both))
+    assert_close(out["loss_alpha"], -alpha * (sum(both) / len(both) - cases.ACT))
+    assert not any(out[k].requires_grad for k in loss.out_keys if not k.startswith("loss"))
 
 
 def test_every_subset_is_as_likely() -> None:
@@ -66,27 +94,41 @@ def test_every_subset_is_as_likely() -> None:
 @pytest.mark.parametrize("term", ["actor", "qvalue"])
 def test_gradients(term: str) -> None:
     loss, data = built(), cases.batch()
-    tape = [torch.randn(cases.N, cases.ACT), torch.rand(MANY)]
-    method = getattr(loss, f"{term}_loss")
+    tape = [torch.randperm(MANY), torch.randn(2, cases.N, cases.ACT)]
 
     def compute() -> Tensor:
-        return taped(tape, method, data)[0]
+        return taped(tape, loss, data)[f"loss_{term}"]
 
     cases.check_gradient(loss, compute, f"{term}_network_params")
 
 
-def test_forward_reports_means() -> None:
+def test_gradient_of_the_temperature() -> None:
+    """``alpha`` times that of the log-probability's gap, from within the range alone."""
+    loss, data, eps = built(), cases.batch(), torch.randn(2, cases.N, cases.ACT)
+    for log_alpha, alpha in ((0.3, math.exp(0.3)), (9.0, 10.0)):
+        loss.log_alpha = log_alpha
+        out = forward(loss, data, [0, 1, 2, 3], eps)
+        (slope,) = torch.autograd.grad(out["loss_alpha"], [loss.log_alpha])
+        assert_close(slope, alpha * (out["entropy"] + cases.ACT))
+
+
+def test_n_step_transitions() -> None:
     loss, data = built(), cases.batch()
-    tape = cases.tape_for(loss, data)
-    out = taped(tape, loss, data)
-    _, q_info = taped(tape[:2], loss.qvalue_loss, data)
-    _, info = taped(tape[2:], loss.actor_loss, data)
-    assert_close(out["state_action_value_actor"], info["state_action_value_actor"].mean())
-    assert_close(out["action_log_prob_actor"], info["log_prob"].mean())
-    assert_close(out["entropy"], -info["log_prob"].mean())
-    assert_close(out["next.state_value"], q_info["next_value"].mean())
-    assert_close(out["target_value"], q_info["target_value"].mean())
-    assert not any(out[k].requires_grad for k in loss.scalar_keys)
+    data["steps_to_next_obs"] = torch.arange(1, cases.N + 1).unsqueeze(-1)
+    out = forward(loss, data, [0, 1, 2, 3], torch.zeros(2, cases.N, cases.ACT))
+    after, alive = data["next"], 1 - data["next", "terminated"].double().squeeze(-1)
+    discount = GAMMA ** torch.arange(1, cases.N + 1)
+    goal = after["reward"].squeeze(-1) + discount * alive * out["next.state_value"]
+    assert_close(out["target_value"], goal)
+
+
+def test_batch_with_an_axis_of_one() -> None:
+    loss, data = built(), cases.batch()
+    eps = torch.randn(2, cases.N, cases.ACT)
+    flat = forward(loss, data, [0, 1, 2, 3], eps)
+    column = forward(loss, data.unsqueeze(-1), [0, 1, 2, 3], eps.unsqueeze(2))
+    for name in ("loss_actor", "loss_qvalue", "loss_alpha"):
+        assert_close(column[name], flat[name].detach())
 
 
 def test_temperature_stays_in_its_range() -> None:
@@ -101,10 +143,12 @@ def test_temperature_stays_in_its_range() -> None:
 def test_refused_settings() -> None:
     with pytest.raises(ValueError, match="sub_sample_len 5: of 4 critics"):
         built(sub_sample_len=5)
+    assert built(sub_sample_len=4).sub_sample_len == 4
     with pytest.raises(NotImplementedError, match="gSDE"):
         built(gSDE=True)
     assert cases.CASES["redq"]().target_entropy.item() == -cases.ACT
-    assert noise.Draw("uniform", (MANY,), torch.float64) in _draws()
+    assert not any("target_entropy" in name for name in built().state_dict())
+    assert noise.Draw("permutation", (MANY,), torch.int64) in _draws()
 
 
 def _draws() -> list[noise.Draw]:

@@ -33,10 +33,11 @@ def slow_actor(loss: LossModule, data: TensorDict, eps: Tensor) -> tuple[list, l
 
 
 def slow_critic(
-    loss: LossModule, data: TensorDict, eps: Tensor, kind: str, actor_name: str
+    loss: LossModule, data: TensorDict, eps: Tensor, kind: str
 ) -> tuple[list, list, set]:
-    """The soft Bellman error by loops (eq. 5), the priority, and what the loop met."""
-    actor = numbers(loss, actor_name)[0]
+    """The soft Bellman error by loops (eq. 5), the priority, and what the loop met. Actions come
+    from the actor being trained, whether or not there is a delayed one."""
+    actor = numbers(loss, "actor_network_params")[0]
     online, target = (numbers(loss, f"{p}qvalue_network_params") for p in ("", "target_"))
     alpha, terms, errors, met = math.exp(loss.log_alpha.item()), [], [], set()
     for row, noise in zip(rows(data), eps.tolist(), strict=True):
@@ -53,7 +54,7 @@ def slow_critic(
 
 
 def test_actor_by_loop() -> None:
-    loss, data, eps = built(), cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
+    loss, data, eps = built(reduction="none"), cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
     expected, log_probs, met = slow_actor(loss, data, eps)
     assert met == {0, 1}
     value, info = taped([eps], loss.actor_loss, data)
@@ -65,10 +66,9 @@ def test_actor_by_loop() -> None:
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 @pytest.mark.parametrize("delay_actor", [False, True])
 def test_critic_by_loop(kind: str, delay_actor: bool) -> None:
-    loss = built(loss_function=kind, delay_actor=delay_actor)
+    loss = built(loss_function=kind, delay_actor=delay_actor, reduction="none")
     data, eps = cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
-    name = "target_actor_network_params" if delay_actor else "actor_network_params"
-    expected, errors, met = slow_critic(loss, data, eps, kind, name)
+    expected, errors, met = slow_critic(loss, data, eps, kind)
     assert len(met) == 6, "the batch does not exercise every branch"
     value, info = taped([eps], loss.qvalue_loss, data)
     assert_close(value, expected)
@@ -78,7 +78,7 @@ def test_critic_by_loop(kind: str, delay_actor: bool) -> None:
 def test_one_critic_and_more() -> None:
     data, eps = cases.batch(n=24), 0.5 * torch.randn(24, cases.ACT)
     for count in (1, 3):
-        loss = built(num_qvalue_nets=count)
+        loss = built(num_qvalue_nets=count, reduction="none")
         expected, _, met = slow_actor(loss, data, eps)
         assert len(met) == count
         assert_close(taped([eps], loss.actor_loss, data)[0], expected)
@@ -140,7 +140,7 @@ def test_forward_reduces_terms_and_writes_priority() -> None:
     loss, data = built(), cases.batch()
     tape = cases.tape_for(loss, data)
     out = taped(tape, loss, data)
-    critic, errors, _ = slow_critic(loss, data, tape[0], "smooth_l1", "actor_network_params")
+    critic, errors, _ = slow_critic(loss, data, tape[0], "smooth_l1")
     actor, log_prob, _ = slow_actor(loss, data, tape[1])
     entropy = -sum(log_prob) / len(log_prob)
     assert_close(out["loss_qvalue"], sum(critic) / len(critic))
@@ -148,7 +148,7 @@ def test_forward_reduces_terms_and_writes_priority() -> None:
     assert_close(out["entropy"], entropy)
     assert_close(out["alpha"], math.exp(loss.log_alpha.item()))
     assert_close(out["loss_alpha"], -loss.log_alpha.item() * (-entropy - cases.ACT))
-    assert_close(data["td_error"], torch.tensor(errors).unsqueeze(-1))
+    assert_close(data["td_error"], errors)
     assert not out["alpha"].requires_grad
     assert not out["entropy"].requires_grad
 
@@ -157,7 +157,9 @@ def test_fixed_temperature() -> None:
     loss, data = built(fixed_alpha=True, alpha_init=0.3), cases.batch()
     loss.log_alpha.fill_(math.log(0.3))
     out = loss(data)
-    assert_close(out["loss_alpha"], 0.0)
+    # -log(alpha) (log pi + H) is reported, and nothing is trained by it
+    assert_close(out["loss_alpha"], math.log(0.3) * (out["entropy"] + cases.ACT))
+    assert not out["loss_alpha"].requires_grad
     assert_close(out["alpha"], 0.3)
     assert "log_alpha" not in dict(loss.named_parameters())
 
@@ -171,6 +173,37 @@ def test_temperature_range(low: float | None, high: float | None, alpha: float) 
         cases.stochastic(), cases.critic(), alpha_init=0.1, min_alpha=low, max_alpha=high
     )
     assert_close(loss.alpha, alpha)
+
+
+def test_temperature_comes_back_at_once() -> None:
+    """Steps beyond an end of the range do not pile up, and a bound loss stays a pure function."""
+    loss, data = built(alpha_init=0.5, min_alpha=0.2, max_alpha=0.9), cases.batch()
+    loss.log_alpha.data.fill_(-50.0)
+    with loss.bind(loss.tensors()):
+        out = loss(data)
+    assert loss.log_alpha.item() == -50.0
+    assert_close(out["loss_alpha"], math.log(0.2) * (out["entropy"] + cases.ACT))
+    assert_close(torch.autograd.grad(out["loss_alpha"], loss.log_alpha)[0], out["entropy"] + 2.0)
+    loss(data)
+    assert_close(loss.log_alpha, math.log(0.2))
+
+
+def test_range_of_the_temperature() -> None:
+    actor, critic = cases.stochastic(), cases.critic()
+    alone = SACLoss(actor, critic, min_alpha=0.2)
+    assert_close(alone.max_log_alpha, math.log(1e9))  # as upstream
+    assert SACLoss(actor, critic, max_alpha=0.2).min_log_alpha is None
+    assert SACLoss(actor, critic, min_alpha=0.0).min_log_alpha is None
+    with pytest.raises(ValueError, match="max_alpha must be positive or None"):
+        SACLoss(actor, critic, min_alpha=0.1, max_alpha=0.0)
+
+
+def test_action_key_follows_the_actor() -> None:
+    loss = SACLoss(cases.stochastic(action="move"), cases.critic("move"))
+    assert loss.tensor_keys.action == "move"
+    assert loss.tensor_keys.log_prob == "move_log_prob"
+    assert "move" in loss.in_keys
+    assert "action" not in loss.in_keys
 
 
 def test_alpha_init() -> None:

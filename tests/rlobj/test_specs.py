@@ -28,6 +28,7 @@ def assert_close(actual: Tensor, expected: object) -> None:
     cases.assert_close(actual.double(), expected)
 
 
+SOME = torch.tensor([True, False, False, True, True])
 MASK = torch.tensor([True, False, True])
 SPECS: dict[str, Callable[[], TensorSpec]] = {
     "bounded": lambda: Bounded(-1.0, torch.tensor([2.0, 3.0])),
@@ -39,6 +40,7 @@ SPECS: dict[str, Callable[[], TensorSpec]] = {
     "one_hot": lambda: OneHot(3),
     "one_hot_mask": lambda: OneHot(3, (2, 3), mask=MASK),
     "mult_one_hot": lambda: MultiOneHot([2, 3]),
+    "mult_one_hot_mask": lambda: MultiOneHot([2, 3], mask=SOME),
     "binary": lambda: Binary(4),
 }
 each = pytest.mark.parametrize("name", SPECS)
@@ -130,6 +132,8 @@ def test_uniform_draw_by_hand() -> None:
         (lambda: Binary(), "n or shape"),
         (lambda: Binary(3, (2,)), r"shape\[-1\] == 3"),
         (lambda: Categorical(3, mask=torch.zeros(3)), "mask needs 3 entries"),
+        (lambda: MultiOneHot([2, 3], mask=torch.ones(4)), "mask needs 5 entries"),
+        (lambda: MultiOneHot([2, 3], mask=SOME & False), "mask needs 2 entries"),
         (lambda: Categorical(4, mask=MASK), "mask needs 4 entries"),
         (lambda: Composite(a=OneHot(3), shape=(2,)), "does not begin with"),
     ],
@@ -194,7 +198,9 @@ def test_action_space_names(space: object, name: str) -> None:
     assert action_space_of(space) == name
 
 
-@pytest.mark.parametrize("space", ["continuous", Bounded(-1.0, 1.0), Composite(a=OneHot(2)), 3])
+@pytest.mark.parametrize(
+    "space", ["continuous", Bounded(-1.0, 1.0), Composite(a=OneHot(2), b=OneHot(2)), 3]
+)
 def test_what_is_no_discrete_action_space(space: object) -> None:
     with pytest.raises(ValueError, match="is no discrete action space"):
         action_space_of(space)
@@ -207,3 +213,34 @@ def test_bounds() -> None:
             bounds(spec)
     with pytest.raises(ValueError, match="has no bounds"):
         bounds(Unbounded(2))
+
+
+def test_masked_choices() -> None:
+    spec = MultiOneHot([2, 3], mask=SOME)
+    share = spec.rand((6000,)).double().mean(0)
+    torch.testing.assert_close(share, torch.tensor([1.0, 0.0, 0.0, 0.5, 0.5]), atol=0.03, rtol=0)
+    assert spec.is_in(torch.tensor([True, False, False, False, True]))
+    assert not spec.is_in(torch.tensor([False, True, False, False, True]))
+    assert spec.to("cpu").mask is not None
+    for cls, n in ((OneHot, 3), (MultiOneHot, [2, 3])):
+        with pytest.raises(NotImplementedError, match="use_register"):
+            cls(n, use_register=True)
+
+
+def test_other_names() -> None:
+    """What scripts written for torchrl call."""
+    box = Bounded(-1.0, 2.0, (2,))
+    assert_close(box.zeros((3,)), torch.zeros(3, 2))
+    assert_close(box.ones((3,)), torch.ones(3, 2))
+    assert box.sample((4,)).shape == (4, 2)
+    assert box.contains(torch.zeros(2))
+    assert not box.contains(torch.full((2,), 3.0))
+    copy = box.clone()
+    copy.low.fill_(-9.0)
+    assert_close(box.low, [-1.0, -1.0])
+    both = Composite(action=box).update({("next", "seen"): Unbounded(3)}).set("extra", None)
+    assert both.get("action") is box
+    assert both.get(("next", "seen")).shape == (3,)
+    assert both.get("missing", 5) == 5
+    assert both.values()[0] is box
+    assert_close(both.ones((2,))["action"], torch.ones(2, 2))

@@ -49,10 +49,20 @@ def test_soft_update(given: dict, name: str, networks: list[str]) -> None:
                 assert_close(target[key], value + share)
 
 
-@pytest.mark.parametrize("given", [{}, {"tau": 0.1, "eps": 0.9}])
-def test_soft_update_takes_one_of_tau_and_eps(given: dict) -> None:
-    with pytest.raises(ValueError, match="exactly one of eps and tau"):
+@pytest.mark.parametrize(
+    ("given", "error"), [({}, RuntimeError), ({"tau": 0.1, "eps": 0.9}, ValueError)]
+)
+def test_soft_update_takes_one_of_tau_and_eps(given: dict, error: type[Exception]) -> None:
+    with pytest.raises(error, match="exactly one of eps and tau"):
         SoftUpdate(cases.build("sac"), **given)
+
+
+def test_soft_update_suspects_a_small_eps() -> None:
+    with pytest.warns(UserWarning, match="is it meant as tau"):
+        updater = SoftUpdate(cases.build("sac"), eps=0.4)
+    assert_close(torch.tensor(updater.eps), 0.4)
+    updater.eps = 0.75
+    assert updater.tau == 0.25
 
 
 @pytest.mark.parametrize("given", [{"tau": 1.5}, {"eps": -0.1}, {"tau": -0.1}])
@@ -84,6 +94,10 @@ def test_updaters_resume() -> None:
     soft = SoftUpdate(loss, tau=0.5)
     soft.load_state_dict({"initialized": False})
     assert soft.state_dict() == {"initialized": False}
+    with pytest.raises(RuntimeError, match=r"call init_\(\)"):
+        soft.step()
+    soft.init_()
+    soft.step()
 
 
 def test_update_after_a_change_of_type() -> None:
@@ -99,9 +113,10 @@ def test_update_after_a_change_of_type() -> None:
 
 
 def test_no_targets_no_updater() -> None:
-    for module in (cases.build("bc"), nn.Linear(1, 1)):
-        with pytest.raises(NotImplementedError, match="no target networks"):
-            SoftUpdate(module, tau=0.1)
+    with pytest.raises(NotImplementedError, match="no target networks"):
+        SoftUpdate(cases.build("bc"), tau=0.1)
+    with pytest.raises(ValueError, match="needs a LossModule"):
+        SoftUpdate(nn.Linear(1, 1), tau=0.1)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +147,24 @@ def test_hold_out_net() -> None:
     assert net.weight.requires_grad
     assert not net.bias.requires_grad  # frozen before, frozen after
 
+    @hold_out_net(net)
+    def frozen() -> bool:
+        return not net.weight.requires_grad
+
+    assert frozen()
+    assert frozen()
+    assert net.weight.requires_grad
+
 
 def test_hold_out_params() -> None:
     loss = cases.build("sac")
     with hold_out_params(loss.actor_network_params) as frozen:
         assert not any(v.requires_grad for v in frozen.values(True, True))
     assert all(v.requires_grad for v in loss.actor_network_params.values(True, True))
+    weight = torch.ones(2, requires_grad=True)
+    with hold_out_params([weight]) as (constant,):
+        assert not constant.requires_grad
+        assert constant.data_ptr() == weight.data_ptr()
 
 
 def test_weight_like() -> None:

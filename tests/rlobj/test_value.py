@@ -62,7 +62,9 @@ def transitions() -> TensorDict:
 
 def test_estimator() -> None:
     data = transitions()
-    assert_close(TD0Estimator(gamma=0.9).value_estimate(data, next_value=AFTER), TARGET)
+    assert_close(
+        TD0Estimator(gamma=0.9, value_network=None).value_estimate(data, next_value=AFTER), TARGET
+    )
     double = nn.Linear(1, 1, bias=False)
     double.weight.data.fill_(2.0)
     estimator = TD0Estimator(gamma=0.9, value_network=ValueOperator(double))
@@ -72,21 +74,21 @@ def test_estimator() -> None:
 
 def test_estimator_over_several_steps() -> None:
     data = transitions().set("steps_to_next_obs", torch.tensor([[2], [1], [3]]))
-    found = TD0Estimator(gamma=0.5).value_estimate(data, next_value=AFTER)
+    found = TD0Estimator(gamma=0.5, value_network=None).value_estimate(data, next_value=AFTER)
     assert_close(found, [[1 + 10 / 4], [2.0], [3 + 30 / 8]])
 
 
 def test_estimator_without_values() -> None:
     with pytest.raises(ValueError, match="give next_value, or build"):
-        TD0Estimator(gamma=0.9).value_estimate(transitions())
+        TD0Estimator(gamma=0.9, value_network=None).value_estimate(transitions())
 
 
 def test_estimator_keys() -> None:
-    data, estimator = transitions(), TD0Estimator(gamma=0.9)
+    data, estimator = transitions(), TD0Estimator(gamma=0.9, value_network=None)
     data["next", "pay"] = data["next"].pop("reward")
     estimator.set_keys(reward="pay")
     assert_close(estimator.value_estimate(data, next_value=AFTER), TARGET)
-    assert ("next", "pay") in estimator.in_keys
+    assert estimator.in_keys == []  # a call by keywords needs a network that names its inputs
     with pytest.raises(KeyError, match="'rewards' is not a key of TD0Estimator"):
         estimator.set_keys(rewards="pay")
 
@@ -114,7 +116,7 @@ def test_names() -> None:
 
 
 def test_losses_take_an_estimator_by_name() -> None:
-    loss, data = cases.build("iql"), cases.batch()
+    loss, data = cases.build("iql", reduction="none"), cases.batch()
     with pytest.raises(KeyError):
         loss.make_value_estimator("sarsa")
     assert loss.make_value_estimator("td0", gamma=0.0) is loss

@@ -197,8 +197,9 @@ def test_names() -> None:
         has_lambda = member.name in ("TDLambda", "GAE", "MAGAE")
         lmbda = {"lmbda": 0.95} if has_lambda else {}
         assert default_value_kwargs(member) == {"gamma": 0.99, "differentiable": True, **lmbda}
-    with pytest.raises(NotImplementedError, match="no default hyper-parameters for 'td0'"):
-        default_value_kwargs("td0")
+    with pytest.raises(TypeError, match="named by ValueEstimators or a string, not 3"):
+        default_value_kwargs(3)
+    assert default_value_kwargs("gae")["lmbda"] == 0.95
     assert set(ESTIMATORS) == set(ValueEstimators)
     assert ESTIMATORS[ValueEstimators.MAGAE] is MultiAgentGAE
     assert ValueEstimators.TD1.value == "TD(1) (infinity-step return)"
@@ -210,7 +211,7 @@ def test_td0_is_bit_exact() -> None:
     data, after = rollout(), torch.randn(*SHAPE, 1)
     reward, _, end = parts(data)
     assert reward.dtype == after.dtype == torch.float32
-    found = TD0Estimator(gamma=0.99).value_estimate(data, next_value=after)
+    found = TD0Estimator(gamma=0.99, value_network=None).value_estimate(data, next_value=after)
     assert torch.equal(found, reward + torch.tensor(0.99) * (~end).to(torch.float32) * after)
 
 
@@ -307,25 +308,33 @@ def test_skip_existing(name: str) -> None:
 
 @each_case
 def test_gradients(name: str) -> None:
-    """``differentiable`` opens the way to inputs and given parameters, never to the network's own;
-    an outer ``no_grad`` closes it."""
+    """``differentiable`` opens the way to rewards and states, not to next states (the targets are
+    held) nor to parameters; an outer ``no_grad`` closes it."""
     for differentiable in (True, False):
         estimator = build(name, differentiable=differentiable)
         data = rollout()
         data["next", "reward"].requires_grad_()
         data["observation"].requires_grad_()
+        data["next", "observation"].requires_grad_()
         own = list(estimator.value_network.parameters())
         target = estimator(data)["value_target"] + data["advantage"]
         assert target.requires_grad == differentiable
         if differentiable:
-            leaves = [data["next", "reward"], data["observation"], *own]
+            leaves = [
+                data["next", "reward"],
+                data["observation"],
+                data["next", "observation"],
+                *own,
+            ]
             grads = torch.autograd.grad(target.sum(), leaves, allow_unused=True)
             assert grads[0].abs().max() > 0 < grads[1].abs().max()
-            assert grads[2:] == (None,) * len(own)
+            assert grads[2:] == (None,) * (1 + len(own))
         assert all(p.requires_grad for p in own)
         given = TensorDict.from_module(estimator.value_network)
-        found = estimator(rollout(), params=given)["value_target"]
-        assert found.requires_grad == differentiable
+        for names in (("params",), ("params", "target_params")):
+            found = estimator(rollout(), **dict.fromkeys(names, given))
+            assert not found["value_target"].requires_grad
+            assert not found["advantage"].requires_grad
         with torch.no_grad():
             assert not estimator(data)["value_target"].requires_grad
 
