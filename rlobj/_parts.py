@@ -21,12 +21,13 @@ def in_loss_mode(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if whole:
-            self._warn_if_targets_stand_still()
+        if self.__dict__["_seen"] is not None:  # inside forward, and so in its mode
+            return method(self, *args, **kwargs)
         with set_interaction_type(self.deterministic_sampling_mode):
-            return (
-                _within(self, method, *args, **kwargs) if whole else method(self, *args, **kwargs)
-            )
+            if not whole:
+                return method(self, *args, **kwargs)
+            self._warn_if_targets_stand_still()
+            return _within(self, method, *args, **kwargs)
 
     return wrapper
 

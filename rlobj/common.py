@@ -115,6 +115,7 @@ class LossModule(Networks):
         self.register_buffer(name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__["_derived_in_keys"] = None  # they may follow from any attribute
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         for own in ("_buffers", "_parameters") if number else ():
             if name in self.__dict__.get(own, ()):
@@ -161,6 +162,15 @@ class LossModule(Networks):
         they are set; :meth:`set_keys` derives them anew."""
         if self._given_in_keys is not None:
             return self._given_in_keys
+        if self.__dict__.get("_derived_in_keys") is None:  # asked for at each call of the loss
+            self.__dict__["_derived_in_keys"] = self._derive_in_keys()
+        return list(self.__dict__["_derived_in_keys"])
+
+    @in_keys.setter
+    def in_keys(self, values: Sequence[NestedKey] | None) -> None:
+        self._given_in_keys = None if values is None else list(values)
+
+    def _derive_in_keys(self) -> list[NestedKey]:
         keys = [unravel_key(k) for n in self._networks for k in self.__dict__[n].in_keys]
         if hasattr(self.tensor_keys, "reward"):
             acted = getattr(self.tensor_keys, "action", None)
@@ -169,10 +179,6 @@ class LossModule(Networks):
             keys += [_next(k) for k in (*observed, *named)]
         keys += [self.tensor_keys.action] if hasattr(self.tensor_keys, "action") else []
         return list(dict.fromkeys(unravel_key(k) for k in [*keys, *self._also_read()]))
-
-    @in_keys.setter
-    def in_keys(self, values: Sequence[NestedKey] | None) -> None:
-        self._given_in_keys = None if values is None else list(values)
 
     def _also_read(self) -> list[NestedKey]:
         """Entries that a loss reads besides."""
@@ -212,8 +218,9 @@ class LossModule(Networks):
 
     def _q(self, tensordict: TensorDictBase, action: Tensor, **which: Any) -> Tensor:
         """Q-values of ``action``, ``[n_critics, *batch]``; ``which`` as in run_network."""
-        read = self.__dict__["qvalue_network"].in_keys
-        inputs = tensordict.select(*read, strict=False).set(self.tensor_keys.action, action)
+        read, acted = self.__dict__["qvalue_network"].in_keys, self.tensor_keys.action
+        inputs = {k: action if k == acted else tensordict.get(k) for k in read}
+        inputs = TensorDict(inputs, tensordict.batch_size)
         out = self.run_network("qvalue_network", inputs, **which)
         return out[self.tensor_keys.state_action_value].squeeze(-1)
 
@@ -326,12 +333,12 @@ class LossModule(Networks):
         losses are all that is left, it has the shape of the batch."""
         per_sample = self.reduction == "none" and set(info) <= set(self.scalar_keys)
         shape = tensordict.batch_size if per_sample else ()
-        out = TensorDict({k: self.reduce(v, tensordict) for k, v in losses.items()}, shape)
-        for key, value in info.items():
-            if self.scalar_output_mode is None or key not in self.scalar_keys:
-                out.set(key, value)
-            elif self.scalar_output_mode == "non_tensor":
-                out.set_non_tensor(key, value)
+        apart = () if self.scalar_output_mode is None else self.scalar_keys
+        reduced = {k: self.reduce(v, tensordict) for k, v in losses.items()}
+        out = TensorDict({**reduced, **{k: v for k, v in info.items() if k not in apart}}, shape)
+        if self.scalar_output_mode == "non_tensor":
+            for key in info.keys() & set(apart):
+                out.set_non_tensor(key, info[key])
         return out
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

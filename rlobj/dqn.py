@@ -292,7 +292,8 @@ class DistributionalDQNLoss(LossModule):
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy ``-sum_i m_i log p_i(s, a)`` per sample (algorithm 1), m being the
         projection of ``r + gamma Z'(s', argmax_a' E Z(s', a'))`` onto the support."""
-        support = self._params_of("value_network", target=False, detach=True)["support"]
+        held = self._params_of("value_network", target=False, detach=True)
+        support = held[self._networks["value_network"]["keys"].index("support")]
         with torch.no_grad():
             target = self._target(tensordict, support)
         out = self.run_network("value_network", tensordict)[self.tensor_keys.action_value]

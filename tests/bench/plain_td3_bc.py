@@ -6,8 +6,8 @@ in D4RL's layout that holds ``next_observations``.
 
     python tests/bench/plain_td3_bc.py FILE ENV SEED LOW HIGH [STEPS]
 
-LOW and HIGH are D4RL's reference returns of the environment (random, expert). Prints the normalised
-score of ten episodes every tenth of the run.
+FILE may be several, joined by "+". LOW and HIGH are D4RL's reference returns of the environment
+(random, expert). Prints the normalised score of ten episodes every tenth of the run.
 """
 
 import copy
@@ -86,9 +86,9 @@ def main(file: str, env: str, seed: int, low: float, high: float, steps: int = 1
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     np.random.seed(seed)
-    with h5py.File(file) as f:
-        names = ("observations", "actions", "rewards", "next_observations", "terminals")
-        data = [f[k][:].astype("f4") for k in names]
+    names = ("observations", "actions", "rewards", "next_observations", "terminals")
+    files = [h5py.File(f) for f in file.split("+")]
+    data = [np.concatenate([f[k][:].astype("f4") for f in files]) for k in names]
     mean, std = data[0].mean(0), data[0].std(0) + 1e-3
     data[0], data[3] = (data[0] - mean) / std, (data[3] - mean) / std
     data = [torch.from_numpy(d if d.ndim == 2 else d[:, None]) for d in data]
