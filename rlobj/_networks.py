@@ -130,15 +130,17 @@ class Networks(TensorDictModuleBase):
         net = self.__dict__[name]
         params = self._params_of(name, target, detach)
         inputs = tensordict.select(*net.in_keys)
+        written = [k for k in net.out_keys if k != "_"]
 
         def call(p: Sequence[Tensor], x: TensorDictBase) -> Sequence[Tensor]:
             if plain(net):
                 out = self._holding(name, p, net.module, *(x.get(k) for k in net.in_keys))
-                outs = (out,) if isinstance(out, Tensor) else out
-                if isinstance(outs, tuple) and len(outs) == len(net.out_keys):
-                    return outs
-            out = self._holding(name, p, net, x.copy())
-            return tuple(out.get(k) for k in net.out_keys)
+                if not isinstance(out, (dict, TensorDictBase)):
+                    outs = out if isinstance(out, tuple) else (out,)
+                    out = dict(zip(net.out_keys, outs, strict=True))
+            else:
+                out = self._holding(name, p, net, x.copy())
+            return tuple(out.get(k) for k in written)
 
         if first:
             params = [p[0] for p in params]
@@ -147,14 +149,15 @@ class Networks(TensorDictModuleBase):
         else:
             params = params if members is None else [p[members] for p in params]
             found = self._each_member(call, params, inputs, own_inputs)
-        return dict(zip(net.out_keys, found, strict=True))
+        return dict(zip(written, found, strict=True))
 
     def _each_member(
         self, call: Callable, params: list[Tensor], inputs: TensorDictBase, own_inputs: bool
     ) -> Sequence[Tensor]:
         """The outputs of ``call(params, inputs)`` of every member, stacked."""
         size, how = len(params[0]), self.vmap_randomness
-        if self.deactivate_vmap or (size <= FEW and self._bound is None):
+        few = size <= FEW and self._bound is None and how == "different"
+        if self.deactivate_vmap or few:
             each = inputs.unbind(0) if own_inputs else [inputs] * size
             members = zip(*(p.unbind(0) for p in params), strict=True)
             outs = [call(p, x) for p, x in zip(members, each, strict=True)]
@@ -182,8 +185,17 @@ class Networks(TensorDictModuleBase):
         try:
             return method(*args)
         finally:
-            for (held, leaf), tensor in zip(places, own, strict=True):
-                held[leaf] = tensor
+            for (held, leaf), given, before in zip(places, tensors, own, strict=True):
+                if held[leaf] is not given:
+                    self._keep(given, held[leaf])
+                held[leaf] = before
+
+    @torch.no_grad()
+    def _keep(self, held: Tensor, assigned: Tensor) -> None:
+        """Hold what a network assigned to one of its buffers."""
+        if self._bound is not None:
+            raise NotImplementedError("a network that assigns buffers must change them in place")
+        held.copy_(assigned)
 
     def get_stateful_net(self, network_name: str, copy: bool | None = None) -> nn.Module:
         """A network of this loss with its parameters in place (a copy unless ``copy=False``)."""
@@ -253,10 +265,11 @@ class Networks(TensorDictModuleBase):
 
 
 def places(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
-    """Where a module keeps its tensors: (dict, name there, full name)."""
+    """Where a module keeps its tensors: (dict, name there, full name); of a module that it holds
+    under several names, the first."""
     return [
         (held, leaf, f"{prefix}.{leaf}" if prefix else leaf)
-        for prefix, module in net.named_modules(remove_duplicate=False)
+        for prefix, module in net.named_modules()
         for held in (module._parameters, module._buffers)
         for leaf, tensor in held.items()
         if tensor is not None
@@ -271,6 +284,7 @@ def plain(net: nn.Module) -> bool:
         and type(net).forward is TensorDictModule.forward
         and not (net._forward_hooks or net._forward_pre_hooks)
         and (net.method, net._kwargs) == (None, None)
+        and net.out_keys == net.out_keys_source
         and not (net._get_kwargs or net.method_kwargs)
     )
 

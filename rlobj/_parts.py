@@ -1,4 +1,4 @@
-"""How a loss's methods are called: its sampling mode, its parts alone or inside ``forward``."""
+"""How a loss's methods run: in its sampling mode, parts reduced, shared work done once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import set_interaction_type
+from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor
 
 T = TypeVar("T")
@@ -21,44 +22,46 @@ def in_loss_mode(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.__dict__["_seen"] is not None:  # inside forward, and so in its mode
+        if whole:
+            self._warn_if_targets_stand_still()
+        if interaction_type() is self.deterministic_sampling_mode:
             return method(self, *args, **kwargs)
         with set_interaction_type(self.deterministic_sampling_mode):
-            if not whole:
-                return method(self, *args, **kwargs)
-            self._warn_if_targets_stand_still()
-            return _within(self, method, *args, **kwargs)
+            return method(self, *args, **kwargs)
 
     return wrapper
 
 
-def _within(self: Any, method: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Call a method inside which parts stay per sample and ``once`` remembers."""
-    held = self.__dict__
-    before, held["_seen"] = held["_seen"], {}
-    try:
-        return method(self, *args, **kwargs)
-    finally:
-        held["_seen"] = before
-
-
 def part(method: Part) -> Part:
-    """Declare a method ``(tensordict) -> (loss per sample, info)`` as a part of the loss: called
-    by itself it returns the reduced loss, as upstream's parts do."""
+    """Declare a method ``(tensordict) -> (loss per sample, info)`` as a part of the loss. Whoever
+    calls it gets the reduced loss, as from upstream's parts."""
 
     @functools.wraps(method)
     def wrapper(self: Any, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.__dict__["_seen"] is not None:
-            return method(self, tensordict)
-        loss, info = _within(self, method, tensordict)
+        loss, info = method(self, tensordict)
         return self.reduce(loss, tensordict), info
 
     return wrapper
 
 
+def sharing(forward: Callable[[Any, TensorDictBase], T]) -> Callable[[Any, TensorDictBase], T]:
+    """Let a ``forward`` remember what its :func:`once` methods returned, until it ends."""
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, tensordict: TensorDictBase) -> T:
+        held = self.__dict__
+        before, held["_seen"] = held["_seen"], {}
+        try:
+            return forward(self, tensordict)
+        finally:
+            held["_seen"] = before
+
+    return wrapper
+
+
 def once(method: Callable[[Any, TensorDictBase], T]) -> Callable[[Any, TensorDictBase], T]:
-    """Within one ``forward``, compute the method's result for the same batch only once (and anew
-    where it needs a graph that the first did not)."""
+    """Within one :func:`sharing` forward, compute the method's result for the same batch only once
+    (and anew where it needs a graph that the first did not)."""
 
     @functools.wraps(method)
     def wrapper(self: Any, tensordict: TensorDictBase) -> T:

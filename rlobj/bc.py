@@ -102,7 +102,7 @@ class BCLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         loss, _ = self.actor_loss(tensordict)
-        return TensorDict({"loss_bc": self.reduce(loss, tensordict)})
+        return TensorDict({"loss_bc": loss})
 
 
 def cross_entropy(logits: Tensor, index: Tensor) -> Tensor:

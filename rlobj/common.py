@@ -86,7 +86,7 @@ class LossModule(Networks):
         self._value_estimator: Any = None
         self._given_in_keys: list[NestedKey] | None = None
         self._updated = False
-        self._seen: dict | None = None  # results that a forward under way shares
+        self._seen: dict | None = None  # what a sharing forward remembers while it runs
 
     # ---------------------------------------------------------- coefficients
 
@@ -328,14 +328,13 @@ class LossModule(Networks):
     def output(
         self, losses: Mapping[str, Tensor], info: Mapping[str, Tensor], tensordict: TensorDictBase
     ) -> TensorDict:
-        """What ``forward`` returns: the reduced losses and ``info``, whose ``scalar_keys`` are
-        left out or become non-tensors where ``scalar_output_mode`` says so. Where per-sample
-        losses are all that is left, it has the shape of the batch."""
+        """What ``forward`` returns: the losses, reduced by now, and ``info``, whose
+        ``scalar_keys`` are left out or become non-tensors where ``scalar_output_mode`` says so.
+        Where per-sample losses are all that is left, it has the shape of the batch."""
         per_sample = self.reduction == "none" and set(info) <= set(self.scalar_keys)
         shape = tensordict.batch_size if per_sample else ()
         apart = () if self.scalar_output_mode is None else self.scalar_keys
-        reduced = {k: self.reduce(v, tensordict) for k, v in losses.items()}
-        out = TensorDict({**reduced, **{k: v for k, v in info.items() if k not in apart}}, shape)
+        out = TensorDict({**losses, **{k: v for k, v in info.items() if k not in apart}}, shape)
         if self.scalar_output_mode == "non_tensor":
             for key in info.keys() & set(apart):
                 out.set_non_tensor(key, info[key])

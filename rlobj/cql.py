@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rlobj import noise
 from rlobj._arguments import refuse
-from rlobj._parts import once, part
+from rlobj._parts import once, part, sharing
 from rlobj.discrete_cql import DiscreteCQLLoss as DiscreteCQLLoss
 from rlobj.entropy import EntropyLoss
 from rlobj.modules.distributions import rsample_and_log_prob
@@ -271,6 +271,7 @@ class CQLLoss(EntropyLoss):
         return -self._alpha_prime() * excess, {}
 
     @dispatch
+    @sharing
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._keep_alpha_in_range()
         qvalue, q_info = self.q_loss(tensordict)
@@ -283,7 +284,7 @@ class CQLLoss(EntropyLoss):
             "loss_actor_bc": bc,
             "loss_qvalue": qvalue,
             "loss_cql": cql,
-            "loss_alpha": self.alpha_loss(info["log_prob"]),
+            "loss_alpha": self.reduce(self.alpha_loss(info["log_prob"]), tensordict),
         }
         report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
         out = self.output(losses, report, tensordict)

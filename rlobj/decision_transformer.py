@@ -136,4 +136,5 @@ class OnlineDTLoss(EntropyLoss):
             "loss_alpha": self.alpha_loss(entropy),
         }
         info = {"alpha": self.alpha, "entropy": entropy.detach().mean()}
+        losses = {k: self.reduce(v, tensordict) for k, v in losses.items()}
         return self.output(losses, info, tensordict)

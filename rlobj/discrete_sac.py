@@ -152,7 +152,7 @@ class DiscreteSACLoss(EntropyLoss):
         qvalue, q_info = self.qvalue_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, q_info["td_error"])
-        alpha = self.alpha_loss(info["log_prob"])
+        alpha = self.reduce(self.alpha_loss(info["log_prob"]), tensordict)
         losses = {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
         report = {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}
         return self.output(losses, report, tensordict)

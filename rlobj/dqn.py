@@ -165,7 +165,7 @@ class DQNLoss(QValueLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         loss, info = self.qvalue_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
-        return TensorDict({"loss": self.reduce(loss, tensordict)})
+        return TensorDict({"loss": loss})
 
 
 def project_distribution(probs: Tensor, returns: Tensor, support: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ class DistributionalDQNLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         loss, info = self.qvalue_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
-        return TensorDict({"loss": self.reduce(loss, tensordict)})
+        return TensorDict({"loss": loss})
 
 
 def _check_support(support: Tensor) -> None:

@@ -11,7 +11,7 @@ from tensordict.nn import dispatch
 from torch import Tensor, nn
 
 from rlobj._arguments import refuse
-from rlobj._parts import once, part
+from rlobj._parts import once, part, sharing
 from rlobj.common import LossModule
 from rlobj.dqn import space_or_one_hot
 from rlobj.modules.qvalue import value_of
@@ -150,6 +150,7 @@ class IQLLoss(LossModule):
         return loss, {"td_error": (q - target).detach().pow(2)}
 
     @dispatch
+    @sharing
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         actor, info = self.actor_loss(tensordict)
         qvalue, q_info = self.qvalue_loss(tensordict)

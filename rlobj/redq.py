@@ -163,4 +163,6 @@ class REDQLoss(EntropyLoss):
             "next.state_value": next_value,
             "target_value": target,
         }
-        return self.output(losses, report, tensordict.unsqueeze(0))
+        batch = tensordict.unsqueeze(0)  # one for all critics
+        losses = {k: self.reduce(v, batch) for k, v in losses.items()}
+        return self.output(losses, report, batch)

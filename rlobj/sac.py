@@ -181,7 +181,6 @@ class SACLoss(EntropyLoss):
         loss = distance_loss(q, target, self.loss_function)
         return loss, {"td_error": (q - target).detach().pow(2)}
 
-    @part
     def qvalue_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss of the version in use."""
         if self.has_value_network:
@@ -203,7 +202,7 @@ class SACLoss(EntropyLoss):
         return self.output(losses, info, tensordict)
 
     def _terms(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The losses per sample and what is reported besides; writes the priority."""
+        """The losses and what is reported besides; writes the priority."""
         self._keep_alpha_in_range()
         losses = {}
         qvalue, q_info = self.qvalue_loss(tensordict)
@@ -211,6 +210,6 @@ class SACLoss(EntropyLoss):
             losses["loss_value"], _ = self.value_loss(tensordict)
         actor, info = self.actor_loss(tensordict)
         tensordict.set(self.tensor_keys.priority, q_info["td_error"])
-        alpha = self.alpha_loss(info["log_prob"])
+        alpha = self.reduce(self.alpha_loss(info["log_prob"]), tensordict)
         losses |= {"loss_actor": actor, "loss_qvalue": qvalue, "loss_alpha": alpha}
         return losses, {"alpha": self.alpha, "entropy": -info["log_prob"].mean()}

@@ -111,7 +111,8 @@ def test_what_looks_like_a_part_is_one() -> None:
             of_a_batch = {
                 k for k in looks if "tensordict" in inspect.signature(methods[k]).parameters
             }
-            assert of_a_batch == declared(cls), cls
+            chooses = {"qvalue_loss"} if cls is rlobj.SACLoss else set()  # one of two parts
+            assert of_a_batch - chooses == declared(cls), cls
 
 
 @each_case
