@@ -13,8 +13,9 @@ from typing import Any
 
 from bench import cli_data
 from bench.errors import BenchError, ConfigError
-from bench.recipes import expand_names
+from bench.recipes import expand_names, recipe_names
 
+_DATASET = "lite/hopper/medium-replay-v0"
 _EXAMPLES = """examples:
   bench run --algo cql --dataset lite/hopper/medium-replay-v0
   bench run --algo td3_bc iql --dataset 'lite/hopper/*' --seeds 5
@@ -62,13 +63,19 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--algo", nargs="+", required=True, metavar="A", help="names or globs")
+    parser.add_argument(
+        "--algo",
+        nargs="+",
+        required=True,
+        metavar="A",
+        help=f"names or globs; there are {', '.join(recipe_names())}",
+    )
     parser.add_argument(
         "--dataset",
         nargs="+",
-        default=["lite/hopper/medium-replay-v0"],
+        default=[_DATASET],
         metavar="D",
-        help="ids, globs, or paths to a flat HDF5 file or a Minari folder",
+        help=f"ids, globs, or paths to a flat HDF5 file or a Minari folder (default: {_DATASET})",
     )
     parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0..N-1")
     parser.add_argument("--steps", type=_positive, metavar="N", help="gradient steps per run")
@@ -156,10 +163,7 @@ def _run(args: argparse.Namespace) -> int:
     workers = args.workers or default_workers(resolve_device(args.device))
     plan = make_plan(request, workers)
     _check_writable(args.out)
-    runs = sum(len(t.seeds) for t in plan.tasks)
-    what = "run" if runs == 1 else "runs"
-    lines = [f"{runs} {what} to train, {len(plan.finished)} finished already", *plan.notes]
-    print("\n".join(lines), file=sys.stderr)
+    print("\n".join([plan.summary, *plan.notes]), file=sys.stderr)
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
         outcome = LocalExecutor(workers).run(plan.tasks)
         trained = len(outcome.failed) < len(plan.tasks) or plan.finished
@@ -168,9 +172,9 @@ def _run(args: argparse.Namespace) -> int:
         ):  # while the mirror still listens
             _report(args.out, None, None)
     if outcome.interrupted:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        print("interrupted: repeat the command to go on", file=sys.stderr)
         return 130
-    return 1 if outcome.failed else 0
+    return 1 if outcome.failed or outcome.diverged or plan.diverged else 0
 
 
 def _check_writable(out: Path) -> None:

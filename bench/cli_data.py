@@ -27,7 +27,7 @@ IMPORT_HELP = """\
 Write a dataset (a Minari id or folder, or any other id or path) as one compressed flat HDF5 file.
 
 examples:
-  bench data import mujoco/hopper/medium-v0 hopper-medium.hdf5
+  bench data import lite/hopper/medium-v0 hopper-medium.hdf5
   bench data import ~/.minari/datasets/my/set-v0 my-set.hdf5"""
 EXPORT_HELP = """\
 Write a dataset as a Minari dataset, under MINARI_DATASETS_PATH or datasets/cache/minari.

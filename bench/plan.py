@@ -69,14 +69,23 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Tasks still to be trained, and the run folders that are finished already. ``notes`` says, a
-    line each, what of these was trained by other code than today's."""
+    """Tasks still to be trained, and the run folders that are finished already, ``diverged`` of
+    them. ``notes`` says, a line each, what of these was trained by other code than today's."""
 
     tasks: tuple[Task, ...]
     finished: tuple[Path, ...]
     datasets: tuple[str, ...]
     algorithms: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    diverged: int = 0
+
+    @property
+    def summary(self) -> str:
+        """'2 runs to train, 1 finished already (1 diverged)'."""
+        runs = sum(len(task.seeds) for task in self.tasks)
+        lost = f" ({self.diverged} diverged)" if self.diverged else ""
+        what = "run" if runs == 1 else "runs"
+        return f"{runs} {what} to train, {len(self.finished)} finished already{lost}"
 
 
 def make_plan(request: Request, workers: int) -> Plan:
@@ -107,7 +116,9 @@ def make_plan(request: Request, workers: int) -> Plan:
             finished += done
             notes += _other_code(todo, done, task)
     names = tuple(d.name for _, d in datasets)
-    return Plan(tuple(tasks), tuple(finished), names, tuple(r.name for r in recipes), tuple(notes))
+    algorithms = tuple(r.name for r in recipes)
+    diverged = sum(read_json(path / "status.json")["state"] == "diverged" for path in finished)
+    return Plan(tuple(tasks), tuple(finished), names, algorithms, tuple(notes), diverged)
 
 
 def expand_suites(names: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import fnmatch
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,7 @@ def _parse(recipe: Recipe, settings: Mapping[str, str]) -> dict[str, Any]:
             hint = f"; did you mean {', '.join(near)}?" if near else f": it has {', '.join(fields)}"
             raise ConfigError(f"--set {key}: {recipe.name} has no such hyper-parameter{hint}")
         parsed[key] = _value(recipe, key, text, getattr(defaults, key))
+        _check_range(recipe, key, text, parsed[key])
     return parsed
 
 
@@ -124,6 +126,24 @@ def _value(recipe: Recipe, key: str, text: str, default: Any) -> Any:
         kinds = {"int": "whole number", "bool": "true or false", "float": "number"}
         wanted = kinds.get(type(default).__name__, "list of numbers, like 64,64")
         raise ConfigError(f"--set {key}={text}: {recipe.name} expects a {wanted} there") from None
+
+
+def _check_range(recipe: Recipe, key: str, text: str, value: Any) -> None:
+    """Refuse what trains without complaint and learns nothing: rates and discounts go by their
+    names, and no number may be infinite or nan."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+        wanted, good = "a finite number", False
+    elif key.startswith("lr") or key.endswith("_lr"):
+        wanted, good = "a number above 0", value > 0
+    elif key in ("gamma", "discount"):
+        wanted, good = "a number from 0 to 1", 0 <= value <= 1
+    elif key == "tau":
+        wanted, good = "a number above 0 and at most 1", 0 < value <= 1
+    else:
+        return
+    if not good:
+        raise ConfigError(f"--set {key}={text}: {recipe.name} expects {wanted} there")
 
 
 def load_recipe(name: str) -> Recipe:

@@ -158,7 +158,7 @@ def render(facts: dict[str, Any]) -> str:
         rows.append(
             (
                 "reference",
-                f"random {reference[0]:g}, expert {reference[1]:g}: the data scores {score:.1f}",
+                f"random {reference[0]:g}, expert {reference[1]:g}: the data scores {score:z.1f}",
             )
         )
         rows.append(("", facts["reference_source"]))
@@ -169,7 +169,7 @@ def render(facts: dict[str, Any]) -> str:
 
 def _moments(stats: dict[str, float], key: str) -> str:
     mean, sd, low, high = (stats[f"{key}_{kind}"] for kind in ("mean", "sd", "min", "max"))
-    return f"{mean:.1f} ± {sd:.1f} (from {low:.1f} to {high:.1f})"
+    return f"{mean:z.1f} ± {sd:.1f} (from {low:z.1f} to {high:z.1f})"
 
 
 def _bars(histogram: dict[str, Any]) -> str:

@@ -86,7 +86,7 @@ def _size(path: Path) -> int:
 def _behaviour(dataset: Dataset) -> str:
     mean = dataset.stats["return_mean"]
     score = dataset.normalize(mean)
-    return f"{mean:.1f}" if score is None else f"{mean:.1f} ({score:.1f})"
+    return f"{mean:z.1f}" if score is None else f"{mean:z.1f} ({score:z.1f})"  # z: no "-0.0"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -73,9 +73,9 @@ def _load_card(card: Card, env_id: str | None, strict: bool) -> Dataset:
 def _load_card_file(card: Card, env_id: str | None, strict: bool) -> Dataset:
     assert card.path is not None
     if not card.path.exists():
+        advice = f"or run: bench data make {card.id}" if card.recipe.get("make") else "or a backup"
         raise DataError(
-            f"{card.path}: the file of {card.id} is not here; "
-            f"restore it from git or run: bench data make {card.id}"
+            f"{card.path}: the file of {card.id} is not here; restore it from git {advice}"
         )
     raw = read_flat(card.path)
     if raw.env_id not in (None, card.env_id):

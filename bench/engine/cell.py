@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from tensordict import TensorDict
 
 from bench.engine.trainer import Trainer
-from bench.errors import ConfigError, RunError
+from bench.errors import BenchError, ConfigError, RunError
 from bench.evaluate import Evaluator, Policy
 from bench.policies import MarkovPolicy, SequencePolicy
 from bench.recipe import Problem, load_recipe
@@ -22,6 +24,7 @@ from bench.store import GroupLock, RunFolder, load_checkpoint, save_checkpoint
 from rlobj.specs import Bounded
 
 _CHECKPOINT_SECONDS = 120.0  # at least this often between evaluations
+ERROR_LOG = "error.log"  # in a run folder: the traceback of an unexpected error
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        seeds = ",".join(map(str, self.seeds))
-        return f"{self.record['label']} · {self.record['dataset']} · seed {seeds}"
+        return self.name_of(self.seeds)
+
+    def name_of(self, seeds: Sequence[int]) -> str:
+        """'TD3+BC · hopper · seed 0,1'."""
+        spelled = ",".join(map(str, seeds))
+        return f"{self.record['label']} · {self.record['dataset']} · seed {spelled}"
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -105,15 +112,6 @@ class Cell:
         self.recipe = load_recipe(task.algorithm)
         self.hyper = self.recipe.hyper(**_tuples(task.hyper))
         self.problem = problem_of(dataset, self.hyper)
-        table = training_table(self.recipe, self.hyper, dataset.transitions, self.problem)
-        device = torch.device(task.device)
-        self.trainer = Trainer(
-            lambda: self.recipe.build(self.hyper, self.problem),
-            task.seeds,
-            self.recipe.sampler(self.hyper, table, device),
-            total_steps=task.steps,
-            device=device,
-        )
         name = task.record["dataset"]
         self.folders = [
             RunFolder(Path(task.out), name, task.algorithm, task.config, s) for s in task.seeds
@@ -123,11 +121,26 @@ class Cell:
         self.diverged: dict[int, str] = {}  # position in the group -> reason
         self.seconds = self._seconds_before = 0.0  # spent in updates
         self.stop_requested = False
+        self.training = False  # from here on a stop is requested; before, just exit
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """Prepared by its first use, when the run folders are there to say how that went."""
+        task, device = self.task, torch.device(self.task.device)
+        table = training_table(self.recipe, self.hyper, self.dataset.transitions, self.problem)
+        return Trainer(
+            lambda: self.recipe.build(self.hyper, self.problem),
+            task.seeds,
+            self.recipe.sampler(self.hyper, table, device),
+            total_steps=task.steps,
+            device=device,
+        )
 
     # ------------------------------------------------------------ state on disk
 
-    def resume(self) -> None:
-        """Continue after the last checkpoint; rows that it does not cover are dropped.
+    def resume(self) -> tuple[int, dict[str, torch.Tensor]] | None:
+        """Make the run folders ready to go on after the last checkpoint, whose step and tensors
+        come back; rows that it does not cover are dropped.
 
         Raises:
             RunError: when a seed's folder holds steps that the group's checkpoint does not cover.
@@ -135,9 +148,9 @@ class Cell:
         found = load_checkpoint(self.checkpoints)
         step = -1
         if found is not None:
-            step, tensors, meta = found
-            self.trainer.load_state(step, tensors)
-            self.diverged = {int(k): v for k, v in meta["diverged"].items()}
+            step, _, meta = found
+            for key, reason in meta["diverged"].items():
+                self._diverge(int(key), reason)
             self.seconds = self._seconds_before = float(meta["train_seconds"])
         if found is None:
             for folder in self.folders:
@@ -147,8 +160,9 @@ class Cell:
             config = {**self.task.record, "seed": seeds[i], "group": list(seeds)}
             folder.write_config(config, anew=found is None)
             folder.truncate_after(step)
-            state = "diverged" if i in self.diverged else "running"
-            folder.set_status(state, step=max(step, 0), steps=self.task.steps)
+            (folder.path / ERROR_LOG).unlink(missing_ok=True)  # an earlier attempt's
+            self._set_status(i, "running", step=max(step, 0), steps=self.task.steps)
+        return found and found[:2]
 
     def checkpoint(self, state: str = "running") -> None:
         """Make everything up to this step durable."""
@@ -160,11 +174,15 @@ class Cell:
             "diverged": {str(k): v for k, v in self.diverged.items()},
         }
         save_checkpoint(self.checkpoints, self.trainer.step, self.trainer.state(), meta)
-        for i, folder in enumerate(self.folders):
-            mine = "diverged" if i in self.diverged else state
-            reason = {"reason": self.diverged[i]} if i in self.diverged else {}
-            facts = {"step": self.trainer.step, "steps": self.task.steps, **reason}
-            folder.set_status(mine, train_seconds=round(self.seconds, 3), **facts)
+        for i in range(len(self.folders)):
+            facts = {"step": self.trainer.step, "steps": self.task.steps}
+            self._set_status(i, state, train_seconds=round(self.seconds, 3), **facts)
+
+    def _set_status(self, i: int, state: str, **facts: Any) -> None:
+        """Whatever becomes of the group, a seed that diverged stays so."""
+        if i in self.diverged:
+            state, facts = "diverged", {**facts, "reason": self.diverged[i]}
+        self.folders[i].set_status(state, **facts)
 
     # ---------------------------------------------------------------- training
 
@@ -177,18 +195,29 @@ class Cell:
             locks = [stack.enter_context(GroupLock(folder.path)) for folder in self.folders]
             for note in filter(None, (lock.note for lock in locks)):
                 self.report({"event": "note", "text": note})
-            self.resume()
+            found = self.resume()
             try:
+                if found is not None:
+                    self.trainer.load_state(*found)
                 self._prepare_evaluation()
                 self._train(locks)
             except Interrupted:
+                self.report({"event": "stopped", "step": self.trainer.step})
+                raise
+            except SystemExit:  # before training: what was saved, if anything, is an earlier leg's
+                self._end("killed")
+                self.report({"event": "stopped", "step": found[0] if found else 0})
                 raise
             except Exception as error:
-                self._fail(f"{type(error).__name__}: {error}".splitlines()[0])
+                self._end("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                if not isinstance(error, BenchError):
+                    for folder in self.folders:
+                        (folder.path / ERROR_LOG).write_text(traceback.format_exc())
                 raise
 
     def _train(self, locks: Sequence[GroupLock]) -> None:
         self.report({"event": "start", "step": self.trainer.step})
+        self.training = True
         saved, steps = time.monotonic(), self.task.steps
         while self.trainer.step < steps and len(self.diverged) < len(self.folders):
             started = time.perf_counter()
@@ -211,9 +240,13 @@ class Cell:
                 raise Interrupted
         self.checkpoint("done")
 
-    def _fail(self, reason: str) -> None:
-        for folder in self.folders:
-            folder.set_status("failed", reason=reason)
+    def _end(self, state: str, **facts: Any) -> None:
+        for i in range(len(self.folders)):
+            self._set_status(i, state, **facts)
+
+    def _diverge(self, i: int, reason: str) -> None:
+        self.diverged[i] = reason
+        self.report({"event": "diverged", "seed": self.task.seeds[i], "text": reason})
 
     def _progress(self, step: int) -> None:
         if step % 50 == 0:
@@ -229,8 +262,7 @@ class Cell:
             rows = [(step, name, values[i]) for name, values in metrics.items()]
             broken = next((name for _, name, v in rows if not math.isfinite(v)), None)
             if broken is not None:
-                self.diverged[i] = f"{broken} is not finite at step {step}"
-                self.report({"event": "note", "text": f"{folder.path}: {self.diverged[i]}"})
+                self._diverge(i, f"{broken} is not finite at step {step}")
             folder.append_metrics(rows)
 
     # -------------------------------------------------------------- evaluation

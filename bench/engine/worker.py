@@ -6,7 +6,6 @@ import ctypes
 import json
 import signal
 import sys
-import traceback
 import warnings
 from typing import Any
 
@@ -30,7 +29,7 @@ def main() -> int:
     cells: list[Any] = []
 
     def stop(number: int, frame: Any) -> None:
-        if not cells:  # nothing has started
+        if not cells or not cells[0].training:  # there is nothing to save
             sys.exit(128 + number)
         cells[0].stop_requested = True  # again and again is fine: a checkpoint is on its way
 
@@ -39,7 +38,7 @@ def main() -> int:
     die_with_parent()
     from bench.data import load
     from bench.engine import cpu
-    from bench.engine.cell import Cell, Interrupted, Task
+    from bench.engine.cell import ERROR_LOG, Cell, Interrupted, Task
 
     task = Task.from_json(json.load(sys.stdin))
     try:
@@ -56,8 +55,11 @@ def main() -> int:
         emit({"event": "error", "text": str(error)})
         return 2
     except Exception as error:
-        traceback.print_exc()
-        emit({"event": "error", "text": f"{type(error).__name__}: {error}"})
+        log = cells[0].folders[0].path / ERROR_LOG if cells else None
+        if log is None or not log.exists():
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        emit({"event": "error", "text": f"{reason} (traceback: {log})"})
         return 1
     return 0
 

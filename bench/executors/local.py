@@ -31,6 +31,7 @@ class Outcome:
     """How the tasks ended."""
 
     failed: list[str] = field(default_factory=list)  # one line each
+    diverged: int = 0  # seeds
     interrupted: bool = False
 
 
@@ -111,6 +112,8 @@ class _Job:
         evaluated = task.record["env_id"] is not None and task.eval_interval < task.steps
         self.rate, self.pace = "", Pace(task.steps, task.eval_interval if evaluated else 0)
         self.errors: list[str] = []
+        self.diverged: list[int] = []  # seeds
+        self.saved = 0  # the step of the checkpoint that it stopped at
         self.tail: list[str] = []
         assert self.process.stdout is not None and self.process.stderr is not None
         self._threads = [
@@ -220,6 +223,13 @@ class LocalExecutor:
             self._line(f"{job.task.name}: {' · '.join(filter(None, parts))}")
         elif kind == "note":
             self._say(event["text"])
+        elif kind == "diverged":
+            job.diverged.append(event["seed"])
+            self.outcome.diverged += 1
+            what = escape(f"{job.task.name_of([event['seed']])}: {event['text']}")
+            self.console.print(f"[red]diverged[/] {what}", highlight=False, soft_wrap=True)
+        elif kind == "stopped":
+            job.saved = event["step"]
         elif kind == "error":
             job.errors.append(event["text"])
         elif kind == "end":
@@ -234,15 +244,19 @@ class LocalExecutor:
         self._active.remove(job)
         self.progress.update(self._bars[job], visible=code != 0)
         if code in (130, 143) and self.outcome.interrupted:
+            where = f"stopped at step {job.saved}" if job.saved else "nothing to save yet"
+            self._say(f"{job.task.name}: {where}")
             return
         if code == 0:
-            self._line(f"{job.task.name}: done")
+            good = [seed for seed in job.task.seeds if seed not in job.diverged]
+            if good:
+                self._line(f"{job.task.name_of(good)}: done")
             return
         reason = job.errors[-1] if job.errors else f"worker ended with status {code}"
         self.outcome.failed.append(f"{job.task.name}: {reason}")
         what = escape(f"{job.task.name}: {reason}")
         self.console.print(f"[red]failed[/] {what}", soft_wrap=True)
-        if code != 2:
+        if not job.errors:  # it could not say why
             self.console.print("".join(job.tail[-15:]), highlight=False, markup=False)
         if code < 0:  # killed: it could not say so itself
             self._mark_failed(job.task, reason)
@@ -258,7 +272,7 @@ class LocalExecutor:
             return
         self.outcome.interrupted = True
         self._waiting.clear()
-        self.console.print("stopping: saving a checkpoint of every run ...")
+        self.console.print("stopping every run ...")
         for job in self._active:
             job.process.send_signal(signal.SIGINT)
         timer = threading.Timer(_GRACE_SECONDS, self._kill)

@@ -21,8 +21,10 @@ def recipe_names() -> tuple[str, ...]:
 def check_name(name: str) -> None:
     """Raises ConfigError with the nearest names where there is no such recipe."""
     if name not in recipe_names():
-        near = difflib.get_close_matches(name, recipe_names(), 3) or recipe_names()
-        raise ConfigError(f"unknown algorithm {name!r}: did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name, recipe_names(), 3)
+        known = f"known are {', '.join(recipe_names())}"
+        hint = f"did you mean {', '.join(near)}?" if near else known
+        raise ConfigError(f"unknown algorithm {name!r}: {hint}")
 
 
 def expand_names(patterns: Iterable[str]) -> list[str]:

@@ -1,8 +1,7 @@
 """Figures: per dataset one of learning curves and one of final scores with every seed as a dot.
 
 Sized for one column of a paper (3.4 in wide), so that what is legible here is legible there.
-Colours are fixed by algorithm over all figures of a report and safe for the colour-blind; the
-line style tells variants of one algorithm apart (and, from the eighth on, algorithms).
+Colours and line styles are dealt in ``styles.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from bench.report import stats
 from bench.report.aggregate import Cell, Column, Row, RowKey, Summary
 from bench.report.collect import Run
 from bench.report.notes import QUICK
+from bench.report.styles import Style, row_styles
 from bench.store import atomic_write
 
 if TYPE_CHECKING:
@@ -31,17 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#24292f"  # text and axes; the HTML report swaps it for the page's own colour
-# Wong's palette (Nature Methods 8, 441) without black and yellow, in an order that keeps
-# neighbours apart in lightness too.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f")
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 WIDTH = 3.4
 AXIS = {
     "normalized": "normalized score",
     "return": "return per episode",
 }
-
-Style = tuple[str, Any]  # colour, line style
 
 
 @dataclass(frozen=True)
@@ -84,18 +78,6 @@ def _remove_others(folder: Path, stems: set[str]) -> None:
     for path in [*folder.glob("*.png"), *folder.glob("*.svg")]:
         if path.stem not in stems:
             path.unlink(missing_ok=True)
-
-
-def row_styles(summary: Summary) -> dict[RowKey, Style]:
-    """A colour per algorithm and a line style per variant of it, the same in every figure."""
-    algorithms = list(dict.fromkeys(row.key[0] for row in summary.rows))
-    styles = {}
-    for place, algorithm in enumerate(algorithms):
-        again, colour = divmod(place, len(COLOURS))
-        own = [row.key for row in summary.rows if row.key[0] == algorithm]
-        for variant, key in enumerate(own):
-            styles[key] = (COLOURS[colour], DASHES[(again + variant) % len(DASHES)])
-    return styles
 
 
 def stems(summary: Summary) -> dict[object, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,12 @@ from typing import Any
 import pytest
 
 from bench.data import load
-from bench.engine.cell import Cell, Task
+from bench.engine.cell import ERROR_LOG, Cell, Task
 from bench.errors import RunError
 from bench.plan import Request, make_plan
 from bench.recipes import recipe_names
 from bench.store import GroupLock
-from tests.bench.runs import pendulum_file
+from tests.bench.runs import environment, pendulum_file
 
 SMALL = {
     "dt": {"width": "8", "layers": "1", "batch_size": "4", "context": "3"},
@@ -95,6 +97,65 @@ def test_a_failure_is_written_down_and_the_run_can_go_on(data: Path, tmp_path: P
     again = cell_of(data, task)
     again.run()
     assert {s["state"] for s in statuses(again)} == {"done"}
+
+
+def test_a_failed_preparation_is_written_down(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: no run folder, hence no failed run in a comparison, where the trainer cannot be
+    made."""
+    task, made = task_of(data, tmp_path, "bc"), []
+
+    def explode(*args: object, **kwargs: object) -> None:
+        made.extend(s["state"] for s in statuses(cell))
+        raise MemoryError("tried to allocate 9 TB\nmore lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.engine.cell.Trainer", explode)
+        cell = cell_of(data, task)
+        with pytest.raises(MemoryError):
+            cell.run()
+    assert made == ["running", "running"]  # so that a kill would be written down, too
+    assert {(s["state"], s["reason"], s["step"]) for s in statuses(cell)} == {
+        ("failed", "MemoryError: tried to allocate 9 TB", 0)
+    }
+    for folder in cell.folders:
+        assert json.loads((folder.path / "config.json").read_text())["algorithm"] == "bc"
+        assert "in explode" in (folder.path / ERROR_LOG).read_text()
+    cell_of(data, task).run()
+    assert {s["state"] for s in statuses(cell)} == {"done"}
+    assert not (cell.folders[0].path / ERROR_LOG).exists()
+
+
+STOPPED_EARLY = """
+import signal, sys
+from bench.engine.cell import Cell
+from bench.engine.worker import main
+Cell._prepare_evaluation = lambda cell: signal.raise_signal(signal.SIGINT)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("saved", [0, 10])
+def test_a_stop_before_training_saves_nothing(saved: int, data: Path, tmp_path: Path) -> None:
+    """Catches: an update and a checkpoint after Ctrl-C, and a wrong step told."""
+    if saved:
+        cell_of(data, task_of(data, tmp_path, "bc", steps=saved)).run()
+    task = task_of(data, tmp_path, "bc", steps=20)
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_EARLY],
+        input=json.dumps(task.to_json()),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(),
+    )
+    assert done.returncode == 130, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"event": "stopped", "step": saved}
+    ]
+    states = [(s["state"], s["step"]) for s in statuses(cell_of(data, task))]
+    assert states == [("killed", saved)] * 2
 
 
 def test_a_second_runner_is_refused_and_changes_nothing(data: Path, tmp_path: Path) -> None:

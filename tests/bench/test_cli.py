@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from bench import cli_data
-from bench.cli import main
+from bench.cli import build_parser, main
 from bench.data import commands
 from bench.plan import Request, make_plan
+from bench.recipe import load_recipe
+from bench.recipes import recipe_names
 from tests.bench.runs import bench, environment, pendulum_file, small_run
 
 
@@ -71,6 +73,56 @@ def test_unknown_names_come_with_the_nearest(
         capsys, *run_words(data, tmp_path, "--set", "batch_size=many")
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_algorithm_like_no_other_gets_all_names(capsys: pytest.CaptureFixture[str]) -> None:
+    every = ", ".join(recipe_names())
+    line = fails(capsys, "run", "--algo", "zzzzz")
+    assert line.endswith(f"known are {every}") and "did you mean" not in line
+    line = fails(capsys, "run", "--algo", "td3bc")
+    assert "did you mean td3_bc" in line and "known are" not in line
+
+
+def test_the_help_of_run_names_algorithms_and_the_default_dataset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    options = " ".join(capsys.readouterr().out.partition("examples:")[0].split())
+    assert f"there are {', '.join(recipe_names())}" in options
+    default = build_parser().parse_args(["run", "--algo", "bc"]).dataset
+    assert f"(default: {default[0]})" in options
+
+
+@pytest.mark.parametrize(
+    ("algo", "setting", "wanted"),
+    [
+        *(("bc", f"lr={v}", "a number above 0") for v in ("-1", "0")),
+        *(("bc", f"lr={v}", "a finite number") for v in ("nan", "inf", "1e400")),
+        *(("cql", f"{k}=0", "a number above 0") for k in ("policy_lr", "critic_lr")),
+        *(("iql", f"gamma={v}", "from 0 to 1") for v in ("2", "-0.1")),
+        *(("td3_bc", f"tau={v}", "above 0 and at most 1") for v in ("5", "0")),
+        ("td3_bc", "alpha=nan", "a finite number"),
+        ("dt", "target_returns=100,nan", "a finite number"),
+    ],
+)
+def test_nonsense_rates_are_refused_before_anything_trains(
+    algo: str,
+    setting: str,
+    wanted: str,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = fails(capsys, *run_words(data, tmp_path, "--set", setting, algo=algo))
+    assert f"--set {setting}: {algo} expects" in line and wanted in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_rates_at_their_limits_are_accepted() -> None:
+    hyper = load_recipe("iql").hyperparameters((), "quick", {"gamma": "1", "tau": "1", "lr": "1"})
+    assert (hyper.gamma, hyper.tau, hyper.lr) == (1.0, 1.0, 1.0)
+    assert load_recipe("iql").hyperparameters((), "quick", {"gamma": "0"}).gamma == 0
 
 
 @pytest.mark.parametrize(
@@ -212,3 +264,29 @@ def test_a_run_from_start_to_report(data: Path, tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in scores[1:]] == ["20", "40"]
     for name in ("table.md", "table.tex", "table.csv", "report.html"):
         assert (out / "compare" / name).stat().st_size > 0
+
+
+def test_a_diverged_run_is_told_and_stays_told(data: Path, tmp_path: Path) -> None:
+    """Catches: 'done' and status 0, at once or when the command is repeated."""
+    words = [*small_run(data, tmp_path, steps=10), "lr=1e30", "--seeds", 1]
+    done = bench(*words)
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("diverged ")]
+    assert line.startswith("diverged TD3+BC · ") and " · seed 0: " in line
+    assert line.endswith(" is not finite at step 10") and ": done" not in done.stderr
+    again = bench(*words)
+    assert again.returncode == 1
+    assert "0 runs to train, 1 finished already (1 diverged)" in again.stderr
+
+
+def test_a_run_that_cannot_begin_is_one_line(data: Path, tmp_path: Path) -> None:
+    """Catches: a traceback on the terminal, and a run that no report knows of."""
+    done = bench(*small_run(data, tmp_path, steps=10), "batch_size=99999999999")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "failed" in line]
+    assert line.startswith("failed TD3+BC · ") and "memory" in line
+    assert "Traceback" not in done.stderr
+    for seed in (0, 1):
+        (log,) = (tmp_path / "runs").rglob(f"seed-{seed}/error.log")
+        assert "Traceback" in log.read_text()
+        assert json.loads((log.parent / "status.json").read_text())["state"] == "failed"

@@ -163,9 +163,16 @@ def test_a_file_of_another_environment_than_the_card(root):
 
 
 def test_a_card_whose_file_is_missing(root):
+    """Catches: advice to make a set whose card does not say how."""
     (root / "embedded" / "a.hdf5").unlink()
-    with pytest.raises(DataError, match=r"a\.hdf5: .*not here.*bench data make toy/a-v0"):
+    add(
+        root, CARD.format(name="a").replace("a-v0", "c-v0") + '["toy/c-v0".recipe.make]\nseed = 0\n'
+    )
+    with pytest.raises(DataError, match=r"a\.hdf5: .*not here.*bench data make toy/c-v0"):
+        load("toy/c-v0")
+    with pytest.raises(DataError, match=r"a\.hdf5: .*not here; restore it from git") as error:
         load("toy/a-v0")
+    assert "bench data make" not in str(error.value)
 
 
 def test_unknown_names_get_the_nearest(root):

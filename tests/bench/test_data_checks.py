@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench.cli_data import register
+from bench.cli_data import IMPORT_HELP, register
 from bench.data import DataWarning, load, render, report
 from tests.bench.data_files import CARTPOLE, assert_same, columns, discrete, without, write
 
@@ -195,6 +195,16 @@ def test_list(root, capsys):
     assert here.split()[-2:] == ["MIT", "yes"] and gone.split()[-2:] == ["MIT", "no"]
 
 
+def test_a_little_less_than_nothing_has_no_sign(root, capsys):
+    """Catches: "-0.0" in the list and in the report."""
+    write(root / "here.hdf5", tidy() | {"rewards": np.full(400, -1e-5, np.float32)})
+    assert bench("list", "toy/here-v0") == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[4:6] == ["0.0", "(0.0)"]
+    bench("check", "toy/here-v0")
+    shown = capsys.readouterr().out
+    assert "0.0 ± 0.0 (from 0.0 to 0.0)" in shown and "-0.0" not in shown
+
+
 def test_list_shows_damage_in_its_row(root, capsys):
     (root / "here.hdf5").write_bytes(b"nothing")
     assert bench("list", "toy/h*") == 2
@@ -235,3 +245,10 @@ def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         bench(command, "--help")
     assert caught.value.code == 0 and f"bench data {command} " in capsys.readouterr().out
+
+
+def test_the_first_example_of_import_works_here(monkeypatch):
+    """Catches: an example with an id that has no card, so that it has to be on disk already."""
+    monkeypatch.delenv("BENCH_DATASETS", raising=False)
+    ref = IMPORT_HELP.partition("bench data import ")[2].split()[0]
+    assert load(ref).name == ref

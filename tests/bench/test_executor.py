@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from bench.engine.cell import Task
 from bench.executors import local
-from bench.executors.local import LocalExecutor, Pace, spell_left
+from bench.executors.local import LocalExecutor, Outcome, Pace, spell_left
 
 
 def events_of(total: int, interval: int, per_step: float, per_evaluation: float) -> Iterator[Any]:
@@ -87,13 +88,23 @@ def task() -> Task:
     return Task("out", "x", None, "bc", "0" * 12, (0, 1), 100, {}, 20, 1, record=record)
 
 
-def said(monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]], terminal: bool) -> str:
-    """What the executor prints of a worker that reports ``events``."""
+def said(
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[dict[str, Any]],
+    terminal: bool,
+    outcome: Outcome | None = None,
+    stopped: bool = False,
+) -> str:
+    """What the executor prints of a worker that reports ``events``; it ends as ``stopped`` by the
+    Ctrl-C that its start brings about."""
 
     def start(task: Task) -> subprocess.Popen[str]:
         text = "\n".join(map(json.dumps, events))
+        if stopped:
+            signal.raise_signal(signal.SIGINT)
+        code = f"import sys; print(sys.argv[1]); sys.exit({130 * stopped})"
         return subprocess.Popen(
-            [sys.executable, "-c", "import sys; print(sys.argv[1])", text],
+            [sys.executable, "-c", code, text],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -102,7 +113,8 @@ def said(monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]], terminal
     monkeypatch.setattr(local, "_start", start)
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200)
-    assert LocalExecutor(1, console).run([task()]).failed == []
+    expected = outcome or Outcome(interrupted=stopped)
+    assert LocalExecutor(1, console).run([task()]) == expected
     return file.getvalue()
 
 
@@ -129,3 +141,32 @@ def test_a_log_has_a_line_per_evaluation(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[2].startswith("BC · a[b]c · seed 0,1: step 80/100 · 12/s · 0 s left · return 2.0")
     early = said(monkeypatch, [EVENTS[0], EVENTS[2]], False).splitlines()
     assert early[2] == "BC · a[b]c · seed 0,1: step 60/100 · return 1.0"  # nothing is known yet
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_seed_that_diverges_is_not_done(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """Catches: 'done' for a run that diverged, and an outcome that does not tell."""
+    events = [{"event": "diverged", "seed": 1, "text": "critic/[x] is not finite at step 5"}]
+    text = said(monkeypatch, events, terminal, Outcome(diverged=1))
+    assert "BC · a[b]c · seed 1: critic/[x] is not finite at step 5" in text
+    assert "diverged" in text
+    if not terminal:
+        assert text.endswith("\nBC · a[b]c · seed 0: done\n")
+    events.append({**events[0], "seed": 0})
+    assert "done" not in said(monkeypatch, events, terminal, Outcome(diverged=2))
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], "nothing to save yet"),
+        ([{"event": "stopped", "step": 0}], "nothing to save yet"),
+        ([{"event": "stopped", "step": 7}], "stopped at step 7"),
+    ],
+)
+def test_ctrl_c_tells_what_was_saved(
+    monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]], expected: str
+) -> None:
+    text = said(monkeypatch, events, False, stopped=True)
+    assert text.splitlines()[-1] == f"BC · a[b]c · seed 0,1: {expected}"
+    assert "checkpoint" not in text

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.report import compare, plots, stats
+from bench.report import compare, plots, stats, styles
 from bench.report.aggregate import Column, Summary, summarise
 from bench.report.collect import collect
 from bench.report.html import page
@@ -36,7 +36,7 @@ def suite(out: Path, dataset: str = "d4rl/walker2d-medium-expert-v2", **config: 
 def draw(summary: Summary, kind: str, number: int = 0) -> Any:
     figure_of = plots.draw_curves if kind == "curves" else plots.draw_scores
     with plots._house_style():
-        return figure_of(summary, summary.columns[number], plots.row_styles(summary))
+        return figure_of(summary, summary.columns[number], styles.row_styles(summary))
 
 
 def words(figure: Any) -> dict[str, Any]:
@@ -224,20 +224,6 @@ def test_unfinished_rows_are_drawn_and_marked(tmp_path):
     assert not any("AWAC" in label for label in labels)
 
 
-def test_an_algorithm_has_one_colour_everywhere_and_variants_differ_in_style(tmp_path):
-    suite(tmp_path, "a")
-    suite(tmp_path, "b")
-    make_run(tmp_path, "iql", "b", steps=500)
-    summary = summarise(collect(tmp_path))
-    styles = plots.row_styles(summary)
-    by_algorithm: dict[str, list[Any]] = {}
-    for key, style in styles.items():
-        by_algorithm.setdefault(key[0], []).append(style)
-    assert all(len({colour for colour, _ in found}) == 1 for found in by_algorithm.values())
-    assert len({found[0][0] for found in by_algorithm.values()}) == 5
-    assert len({str(dashes) for _, dashes in by_algorithm["iql"]}) == 2
-
-
 def test_labels_in_a_figure_say_only_what_differs_there(tmp_path):
     make_run(tmp_path, "iql", "a", hyper={"tau": 1})
     make_run(tmp_path, "iql", "b", hyper={"tau": 1})
@@ -249,13 +235,6 @@ def test_labels_in_a_figure_say_only_what_differs_there(tmp_path):
         [t.get_text() for t in draw(summary, "scores", k).axes[0].get_yticklabels()] for k in (0, 1)
     ]
     assert shown == [["IQL"], ["BC", "IQL (tau=1)", "IQL (tau=2)"]]
-
-
-def test_more_algorithms_than_colours_still_differ(tmp_path):
-    for place in range(16):
-        make_run(tmp_path, f"algo{place:02d}")
-    styles = plots.row_styles(summarise(collect(tmp_path)))
-    assert len(set(map(str, styles.values()))) == 16
 
 
 @pytest.mark.parametrize("config", [{"finals": None}, {"finals": None, "state": "running"},
