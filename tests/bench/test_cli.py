@@ -114,7 +114,8 @@ def test_nonsense_rates_are_refused_before_anything_trains(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = fails(capsys, *run_words(data, tmp_path, "--set", setting, algo=algo))
+    words = run_words(data, tmp_path, "--steps", 1, "--set", setting, algo=algo)
+    line = fails(capsys, *words)
     assert f"--set {setting}: {algo} expects" in line and wanted in line
     assert not (tmp_path / "out").exists()
 
