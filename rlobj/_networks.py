@@ -284,7 +284,6 @@ def plain(net: nn.Module) -> bool:
         and type(net).forward is TensorDictModule.forward
         and not (net._forward_hooks or net._forward_pre_hooks)
         and (net.method, net._kwargs) == (None, None)
-        and net.out_keys == net.out_keys_source
         and not (net._get_kwargs or net.method_kwargs)
     )
 

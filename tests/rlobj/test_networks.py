@@ -98,6 +98,11 @@ def test_as_the_module_itself(name: str) -> None:
     assert_close(Held(net).value(data), wanted.detach())
 
 
+def test_ignored_outputs_of_an_ensemble() -> None:
+    loss = Held(NETWORKS["ignored in a sequence"](), members=2)
+    assert loss.value(cases.batch()).shape == (2, cases.N, 1)
+
+
 @pytest.mark.parametrize("form", ["tuple", "dict"])
 def test_one_call_is_one_call(form: str) -> None:
     net = Two(form)
