@@ -250,11 +250,12 @@ class CQLLoss(EntropyLoss):
         """The conservative penalty summed over critics, per sample (eq. 4); under Lagrange it is
         ``alpha' (min_q_weight * gap - threshold)``.
 
-        ``upstream``: the mean over torchrl 0.14.1's gaps, which alpha' does not scale.
+        ``upstream``: the mean over torchrl 0.14.1's gaps, which alpha' does not scale and
+        ``cql_gap`` carries with their gradient.
         """
         if self.upstream:
             gap = self.min_q_weight * self._upstream_gap(tensordict)
-            return gap.mean(-1).sum(0), {"cql_gap": gap.detach()}
+            return gap.mean(-1).sum(0), {"cql_gap": gap}  # there, loss_alpha_prime trains critics
         gap = self._gap(tensordict) * self.min_q_weight
         info = {"cql_gap": gap.detach()}
         if self.with_lagrange:
@@ -296,7 +297,7 @@ class CQLLoss(EntropyLoss):
 
     def _note(self, tensordict: TensorDictBase, info: dict[str, Tensor]) -> None:
         """Write the priority, the Q-values of the data and the gaps into the batch."""
-        keys, gap = self.tensor_keys, info["cql_gap"]
+        keys, gap = self.tensor_keys, info["cql_gap"].detach()
         gap = gap if self.upstream else gap.unsqueeze(-1)
         q = info["pred_value"].unsqueeze(-1)
         tensordict.set(keys.priority, info["td_error"].max(0).values)

@@ -43,6 +43,9 @@ class DiscreteCQLLoss(QValueLoss):
         delay_value: keep delayed target parameters.
         action_space: "one_hot", "categorical", "mult_one_hot", "binary" or a spec, of the actions
             in the batch; by default the network's.
+        upstream: compute torchrl 0.14.1's values, to compare with results obtained there: its
+            targets are the online network's whatever ``delay_value`` says, its penalty takes the
+            parts of a composed action for actions.
 
     Raises:
         ValueError: when the action space is unknown, or is "mult_one_hot" and the network does not
@@ -72,14 +75,21 @@ class DiscreteCQLLoss(QValueLoss):
         gamma: float | None = None,
         action_space: str | TensorSpec | None = None,
         reduction: str | None = None,
+        upstream: bool = False,
     ) -> None:
         refuse(gamma=gamma)
         super().__init__(reduction=reduction)
-        self.loss_function = loss_function
+        self.loss_function, self.upstream = loss_function, upstream
         self._init_network(value_network, delay_value, action_space)
         self._widths = getattr(self.value_network, "var_nums", None)
-        if self.action_space == "mult_one_hot" and self._widths is None:
+        if self.action_space == "mult_one_hot" and self._widths is None and not upstream:
             raise ValueError("mult_one_hot actions need a QValueActor with a MultiOneHot spec")
+
+    def _next_value(self, tensordict: TensorDictBase) -> Tensor:
+        if not self.upstream:
+            return super()._next_value(tensordict)
+        out = self.run_network("value_network", tensordict.get("next"))
+        return out[self.tensor_keys.value].squeeze(-1)
 
     @part
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
@@ -103,7 +113,8 @@ class DiscreteCQLLoss(QValueLoss):
         return loss, {**info, "target_value": target}
 
     def _cql_loss(self, scores: Tensor, tensordict: TensorDictBase) -> Tensor:
-        soft = soft_maximum(scores, self.action_space, self._widths)
+        space = "one_hot" if self.upstream else self.action_space
+        soft = soft_maximum(scores, space, self._widths)
         return soft - self._of_data(scores, tensordict)
 
     @dispatch

@@ -55,15 +55,10 @@ def build(
     return loss
 
 
-# torchrl's loss_alpha_prime trains the critics against their penalty
-DUAL = "d loss_alpha_prime / d qvalue"
-
-
 def config(name, updater=SOFT, shape=(8,), own_modules=True, names=None, data=None, **kwargs):
-    box, skip = kwargs.get("box", UNIT), (*LEFT_BEHIND, DUAL)
+    box = kwargs.get("box", UNIT)
     make = partial(batch, *shape, box=box, names=names, **(data or {}))
-    weights = {"loss_alpha_prime": 0.0}
-    return Config(name, partial(build, **kwargs), make, updater, own_modules, skip, weights)
+    return Config(name, partial(build, **kwargs), make, updater, own_modules, LEFT_BEHIND)
 
 
 LAGRANGE = {"with_lagrange": True, "lagrange_thresh": 1.5}

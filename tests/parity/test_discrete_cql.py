@@ -46,21 +46,21 @@ def network(lib, kind, space, **named):
 
 
 def cql(
-    lib, kind="actor", space="one_hot", keys=None, estimator=None, hyper=None, mend=True, **kwargs
+    lib,
+    kind="actor",
+    space="one_hot",
+    keys=None,
+    estimator=None,
+    hyper=None,
+    upstream=True,
+    **kwargs,
 ):
     named = NAMED if keys == KEYS else {}
+    if lib.name == "rlobj":
+        kwargs["upstream"] = upstream
     loss = lib.losses.DiscreteCQLLoss(network(lib, kind, space, **named), **kwargs)
     settle(loss, keys, estimator, **(hyper or {}))
-    estimator = loss.value_estimator
-    if lib.name == "torchrl" and mend:
-        estimator.value_estimate = with_delayed_parameters(estimator.value_estimate)
     return loss
-
-
-def with_delayed_parameters(estimate):
-    """torchrl hands its delayed parameters over under a name that its estimators ignore: without
-    this, its targets are the online network's. See docs/deviations.md."""
-    return lambda tensordict, params: estimate(tensordict, target_params=params)
 
 
 INDEX = {"space": "categorical"}
@@ -109,6 +109,10 @@ TABLE = {
     "renamed outputs of the network": (
         {"keys": KEYS}, {"rename": {"action": ("agent", "action")}},
     ),
+    "composed actions": (
+        {"kind": "sequence", "space": "mult_one_hot", "action_space": "mult_one_hot"},
+        {"space": "mult_one_hot"},
+    ),
     "torchrl's modules": ({}, {}, {"own_modules": False}),
     "torchrl's modules, categorical": (INDEX, INDEX, {"own_modules": False}),
 }  # fmt: skip
@@ -135,7 +139,7 @@ def test_keywords() -> None:
 def test_torchrl_never_reads_its_delayed_network() -> None:
     found = []
     for lib in libraries():
-        loss = seeded(partial(cql, mend=False), lib)
+        loss = seeded(partial(cql, upstream=False), lib)
         before = seeded(loss, batch())["loss_qvalue"].item()
         for param in seeded(getattr, loss, "target_value_network_params").values(True, True):
             param.data.mul_(3)
@@ -150,7 +154,8 @@ def test_torchrl_sums_over_parts_of_composed_actions() -> None:
     """Over the entries of the action values, where the paper sums over actions: their products."""
     found = []
     for lib in libraries():
-        build = partial(cql, kind="sequence", space="mult_one_hot", action_space="mult_one_hot")
+        several = {"space": "mult_one_hot", "action_space": "mult_one_hot"}
+        build = partial(cql, kind="sequence", upstream=False, **several)
         data = batch(space="mult_one_hot")
         penalty = seeded(seeded(build, lib), data)["loss_cql"]
         scores = data["pred_val"]
