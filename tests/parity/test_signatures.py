@@ -57,6 +57,7 @@ METHODS = {
 OURS_ALSO = {  # parameters that torchrl does not have
     "LossModule": {"reduction", "deactivate_vmap", "scalar_output_mode"},
     "CQLLoss": {"upstream"},
+    "DiscreteCQLLoss": {"upstream"},
     "DistributionalDQNLoss.make_value_estimator": {"gamma"},
     "ValueEstimatorBase.forward": {"time_dim"},
     "ValueEstimatorBase.value_estimate": {"time_dim"},
