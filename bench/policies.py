@@ -34,9 +34,7 @@ class MarkovPolicy:
 
     def act(self, observation: Tensor) -> Tensor:
         seen = normalized(observation, self.problem, self.trainer.device)
-        return self._program(
-            self.trainer.tensors, TensorDict({"observation": seen}, seen.shape[:2])
-        )
+        return self._program(TensorDict({"observation": seen}, seen.shape[:2]))
 
     def observe(self, reward: Tensor) -> None: ...
 
@@ -97,7 +95,7 @@ class SequencePolicy:
         w["return_to_go"][:, :, row, 0] = self.to_go
         w["t"][:, :, row] = self.step
         w["collector", "mask"][:, :, row] = True
-        action = self._program(self.trainer.tensors, w)[:, :, row]
+        action = self._program(w)[:, :, row]
         w["action"][:, :, row] = action
         self.step += 1
         return action

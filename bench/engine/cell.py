@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from bench.recipe import Problem, load_recipe
 from bench.store import GroupLock, RunFolder, load_checkpoint, save_checkpoint
 from rlobj.specs import Bounded
 
+_PROGRESS_STEPS = 50
 _CHECKPOINT_SECONDS = 120.0  # at least this often between evaluations
 ERROR_LOG = "error.log"  # in a run folder: the traceback of an unexpected error
 
@@ -119,7 +119,7 @@ class Cell:
         group = "seeds-" + "-".join(map(str, task.seeds))
         self.checkpoints = self.folders[0].path.parent / "checkpoints" / group
         self.diverged: dict[int, str] = {}  # position in the group -> reason
-        self.seconds = self._seconds_before = 0.0  # spent in updates
+        self.seconds = 0.0  # spent in updates
         self.stop_requested = False
         self.training = False  # from here on a stop is requested; before, just exit
 
@@ -151,7 +151,7 @@ class Cell:
             step, _, meta = found
             for key, reason in meta["diverged"].items():
                 self._diverge(int(key), reason)
-            self.seconds = self._seconds_before = float(meta["train_seconds"])
+            self.seconds = float(meta["train_seconds"])
         if found is None:
             for folder in self.folders:
                 _check_untrained(folder)
@@ -218,14 +218,16 @@ class Cell:
     def _train(self, locks: Sequence[GroupLock]) -> None:
         self.report({"event": "start", "step": self.trainer.step})
         self.training = True
-        saved, steps = time.monotonic(), self.task.steps
+        self._reported = (self.trainer.step, self.seconds)
+        saved, steps, interval = time.monotonic(), self.task.steps, self.task.eval_interval
         while self.trainer.step < steps and len(self.diverged) < len(self.folders):
             started = time.perf_counter()
-            self.trainer.update()
+            before = self.trainer.step
+            self.trainer.advance(min(interval - before % interval, steps - before))
             self.seconds += time.perf_counter() - started
             step = self.trainer.step
-            self._progress(step)
-            evaluated = step % self.task.eval_interval == 0 or step == steps
+            self._progress(before, step)
+            evaluated = step % interval == 0 or step == steps
             if evaluated:
                 self._log(step)
                 self._evaluate(step)
@@ -248,22 +250,26 @@ class Cell:
         self.diverged[i] = reason
         self.report({"event": "diverged", "seed": self.task.seeds[i], "text": reason})
 
-    def _progress(self, step: int) -> None:
-        if step % 50 == 0:
-            rate = 50 / max(self.seconds - self._seconds_before, 1e-9)
-            self._seconds_before = self.seconds
+    def _progress(self, before: int, step: int) -> None:
+        """Now and then, however many updates the last call made."""
+        if before // _PROGRESS_STEPS < step // _PROGRESS_STEPS:
+            self._stop_broken()
+            (last, then), self._reported = self._reported, (step, self.seconds)
+            rate = (step - last) / max(self.seconds - then, 1e-9)
             self.report({"event": "progress", "step": step, "rate": rate})
 
+    def _stop_broken(self) -> None:
+        for i, reason in self.trainer.broken().items():
+            if i not in self.diverged:
+                self._diverge(i, reason)
+
     def _log(self, step: int) -> None:
+        self._stop_broken()
         metrics = self.trainer.read_metrics()
         for i, folder in enumerate(self.folders):
             if i in self.diverged:
                 continue
-            rows = [(step, name, values[i]) for name, values in metrics.items()]
-            broken = next((name for _, name, v in rows if not math.isfinite(v)), None)
-            if broken is not None:
-                self._diverge(i, f"{broken} is not finite at step {step}")
-            folder.append_metrics(rows)
+            folder.append_metrics((step, name, values[i]) for name, values in metrics.items())
 
     # -------------------------------------------------------------- evaluation
 

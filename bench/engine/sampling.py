@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,13 +15,25 @@ class Sampler(Protocol):
 
     batch_size: int
 
+    @property
+    def keys(self) -> Sequence[NestedKey]:
+        """Of a batch."""
+        ...
+
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         """One seed's indices for ``steps`` updates, ``[steps, batch]``."""
         ...
 
-    def gather(self, index: Tensor) -> TensorDict:
-        """``[n_seeds, batch]`` indices to a TensorDict ``[n_seeds, batch, ...]``."""
+    def leaves(self, index: Tensor) -> list[Tensor]:
+        """``[n_seeds, batch]`` indices to tensors ``[n_seeds, batch, ...]``, in the order of
+        ``keys``."""
         ...
+
+
+def gather(sampler: Sampler, index: Tensor) -> TensorDict:
+    """A batch ``[n_seeds, batch]`` of whole transitions or windows."""
+    named = dict(zip(sampler.keys, sampler.leaves(index), strict=True))
+    return TensorDict(named, index.shape)
 
 
 class Packed:
@@ -33,15 +46,11 @@ class Packed:
         self.widths = [c.shape[1] for c in columns]
         self.data = torch.cat(columns, 1).to(device)
 
-    def rows(self, index: Tensor) -> TensorDict:
-        """Rows at ``index`` (any shape), as floats."""
+    def columns(self, index: Tensor) -> list[Tensor]:
+        """The rows at ``index`` (any shape), ``[*index, ...]`` per column, as floats."""
         flat = self.data.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)
         parts = flat.split(self.widths, -1)
-        named = {
-            k: p.reshape(*index.shape, *s)
-            for k, p, s in zip(self.keys, parts, self.shapes, strict=True)
-        }
-        return TensorDict(named, index.shape)
+        return [p.reshape(*index.shape, *s) for p, s in zip(parts, self.shapes, strict=True)]
 
 
 class TransitionSampler:
@@ -61,13 +70,17 @@ class TransitionSampler:
         self.packed = Packed(table.exclude("valid_next"), device)
         self.batch_size = batch_size
 
+    @property
+    def keys(self) -> Sequence[NestedKey]:
+        return self.packed.keys
+
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         n = self.packed.data.shape[0]
         shape = (steps, self.batch_size)
         return torch.randint(n, shape, generator=generator, device=generator.device)
 
-    def gather(self, index: Tensor) -> TensorDict:
-        return self.packed.rows(index)
+    def leaves(self, index: Tensor) -> list[Tensor]:
+        return self.packed.columns(index)
 
 
 class WindowSampler:
@@ -94,16 +107,18 @@ class WindowSampler:
         self.batch_size = batch_size
         self.offsets = torch.arange(length, device=device)
 
+    @property
+    def keys(self) -> Sequence[NestedKey]:
+        return [*self.packed.keys, ("collector", "mask")]
+
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         shape = (steps, self.batch_size)
         return torch.randint(len(self.end), shape, generator=generator, device=generator.device)
 
-    def gather(self, index: Tensor) -> TensorDict:
+    def leaves(self, index: Tensor) -> list[Tensor]:
         rows = index.unsqueeze(-1) + self.offsets
         end = self.end[index].unsqueeze(-1)
         mask = rows < end
-        batch = self.packed.rows(torch.minimum(rows, end - 1))
-        for key in self.packed.keys:
-            value = batch.get(key)
-            batch.set(key, value * mask.reshape(*mask.shape, *[1] * (value.ndim - mask.ndim)))
-        return batch.set(("collector", "mask"), mask)
+        found = self.packed.columns(torch.minimum(rows, end - 1))
+        kept = (c * mask.reshape(*mask.shape, *[1] * (c.ndim - mask.ndim)) for c in found)
+        return [*kept, mask]

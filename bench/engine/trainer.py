@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from bench.engine.agent import Agent, Phase
-from bench.engine.sampling import Sampler
-from bench.engine.trace import TracedPhase, matching, record_draws
+from bench.engine.agent import Agent
+from bench.engine.graphs import Capture, CaptureError, Graphs, cuda_graph
+from bench.engine.merge import Merged
+from bench.engine.phase import PhaseState
+from bench.engine.sampling import Sampler, gather
+from bench.engine.trace import TracedPhase, record_draws
 from rlobj import noise
 
 _NOISE_BYTES = 8 << 20  # noise drawn ahead per seed and block
@@ -53,8 +56,8 @@ class NoiseBlocks:
         bytes_per_step = 4 * sum(int(np.prod(d.shape)) for d in draws)
         self.size = max(1, min(_MAX_BLOCK, _NOISE_BYTES // max(1, bytes_per_step)))
         self._block = -1
-        self._index: Tensor | None = None
-        self._noise: list[Tensor] = []
+        self._drawn: list[Tensor] = []  # indices, then noise: [size, n_seeds, ...]
+        self.in_place = False  # True: later blocks go into the memory of the first
 
     def _fill(self, block: int) -> None:
         indices, noises = [], []
@@ -63,17 +66,34 @@ class NoiseBlocks:
             generator.manual_seed(stream_seed(seed, _TRAINING_STREAM, block))
             indices.append(self.sampler.draw(generator, self.size))
             noises.append([d.sample(generator, self.device, self.size) for d in self.draws])
-        self._index = torch.stack(indices, 1)
-        self._noise = [torch.stack(n, 1) for n in zip(*noises, strict=True)]
+        drawn = [_side_by_side(n) for n in (indices, *zip(*noises, strict=True))]
+        if self.in_place and self._drawn:
+            for held, new in zip(self._drawn, drawn, strict=True):
+                held.copy_(new)
+        else:
+            self._drawn = drawn
         self._block = block
 
-    def at(self, step: int) -> tuple[Tensor, list[Tensor]]:
-        """Indices and noise tensors, ``[n_seeds, ...]`` each, of update ``step`` (from 1)."""
+    def load(self, step: int) -> int:
+        """Have the block of update ``step`` (from 1) at hand; the update's row in it."""
         block, row = divmod(step - 1, self.size)
         if block != self._block:
             self._fill(block)
-        assert self._index is not None
-        return self._index[row], [n[row] for n in self._noise]
+        return row
+
+    def row(self, row: int) -> tuple[Tensor, list[Tensor]]:
+        """Indices and noise tensors, ``[n_seeds, ...]`` each, of a row of the block."""
+        index, *drawn = self._drawn
+        return index[row], [n[row] for n in drawn]
+
+    def at(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        """Indices and noise of update ``step``."""
+        return self.row(self.load(step))
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """``[steps, n_seeds, ...]`` from a tensor per seed; that of a single one is not copied."""
+    return torch.stack(list(parts), 1) if len(parts) > 1 else parts[0].unsqueeze(1)
 
 
 class Trainer:
@@ -84,6 +104,8 @@ class Trainer:
         seeds: the run seeds; each fixes its own initialisation, minibatches and noise.
         sampler: where batches come from.
         total_steps: what learning-rate schedules refer to.
+        capture: how a block of updates becomes one call; by default a CUDA graph on a GPU, and
+            nothing elsewhere.
     """
 
     def __init__(
@@ -94,6 +116,7 @@ class Trainer:
         *,
         total_steps: int,
         device: torch.device | str = "cpu",
+        capture: Capture | None = None,
     ) -> None:
         self.seeds, self.sampler, self.total_steps = tuple(seeds), sampler, total_steps
         self.device = torch.device(device)
@@ -102,113 +125,145 @@ class Trainer:
         parts = [a.loss.tensors() for a in agents]
         self.tensors = {k: torch.stack([p[k].detach() for p in parts]).to(device) for k in parts[0]}
         self.agent.loss.to(device)
-        self._prepare(device)
-        self.step = 0
-
-    def _prepare(self, device: torch.device | str) -> None:
-        probe = torch.zeros((len(self.seeds), self.sampler.batch_size), dtype=torch.long)
-        batch = self.sampler.gather(probe.to(device))
+        probe = torch.zeros((len(self.seeds), sampler.batch_size), dtype=torch.long)
+        batch = gather(sampler, probe.to(device))
         loss, phases = self.agent.loss, self.agent.phases
         draws = [record_draws(loss, p, batch[0]) for p in phases]
-        self.noise = NoiseBlocks(self.seeds, self.sampler, [d for p in draws for d in p], device)
-        self.traced = [
-            TracedPhase(loss, p, self.tensors, batch, d) for p, d in zip(phases, draws, strict=True)
+        self.noise = NoiseBlocks(self.seeds, sampler, [d for p in draws for d in p], device)
+        self.phases = [
+            PhaseState(TracedPhase(loss, p, self.tensors, batch, d), self.tensors)
+            for p, d in zip(phases, draws, strict=True)
         ]
-        self._draw_counts = [len(d) for d in draws]
-        self._optimizers = [self._optimizer(p, t) for p, t in zip(phases, self.traced, strict=True)]
-        self._sums = [
-            torch.zeros(len(self.seeds), len(t.metrics), dtype=torch.float64, device=device)
-            for t in self.traced
-        ]
-        self._counts = [0] * len(phases)
+        self._all = tuple(range(len(self.phases)))
+        groups = [(i, g) for i, p in enumerate(self.phases) for g in p.phase.groups]
+        self._scheduled = [i for i, g in groups if g.schedule is not None]
+        self._programs: dict[tuple[int, ...], Callable[..., Any]] = {}
+        self.step = 0
+        self.engine = "eager"
+        self.graphs: Graphs | None = None
+        self._rates: Tensor | None = None  # [block size, scheduled groups], if replays read them
+        if capture is None and self.device.type == "cuda":
+            capture = cuda_graph
+        if capture is not None:
+            self._capture(capture)
 
-    def _optimizer(self, phase: Phase, traced: TracedPhase) -> torch.optim.Optimizer:
-        groups = []
-        for group in phase.groups:
-            names = matching(traced.trained, group.tensors)
-            groups.append(
-                {
-                    "params": [self.tensors[n] for n in names],
-                    "lr": group.lr,
-                    "weight_decay": group.weight_decay,
-                }
-            )
-        decoupled = any(g.decoupled for g in phase.groups)
-        cls = torch.optim.AdamW if decoupled else torch.optim.Adam
-        return cls(groups, fused=True)
+    def _capture(self, capture: Capture) -> None:
+        """From the second block on, replay blocks of updates: their inputs keep their memory, and
+        learning rates are tensors."""
+        self.graphs = Graphs(self, capture)
+        self.engine = f"graphs of {self.noise.size} updates"
+        self.noise.in_place = True
+        # fused Adam wants float on CUDA; double on the CPU gives the bits of a Python number
+        dtype = torch.float32 if self.device.type == "cuda" else torch.float64
+        shape = (self.noise.size, len(self._scheduled))
+        self._rates = torch.zeros(shape, dtype=dtype, device=self.device)
+        self._rates_from = 0
+
+    def advance(self, limit: int = 1) -> None:
+        """At least one update, at most ``limit``: a whole captured block where there is one."""
+        if self.graphs is not None and self.graphs.fits(limit):
+            try:
+                return self.graphs.run()
+            except CaptureError as error:
+                self.graphs, self.engine = None, f"eager: {error}"
+        return self.update()
 
     def update(self) -> None:
         """One update of every seed: each phase that is due, in order."""
-        self.step += 1
-        index, tape = self.noise.at(self.step)
-        batch = self.sampler.gather(index)
-        offset = 0
-        for i, phase in enumerate(self.agent.phases):
-            count = self._draw_counts[i]
-            if self.step % phase.every == 0:
-                self._run_phase(i, phase, batch, tape[offset : offset + count])
-            offset += count
+        step = self.step + 1
+        self.run_row(self.load(step), step)
+        self.passed(1)
 
-    @torch.no_grad()
-    def _run_phase(self, i: int, phase: Phase, batch: TensorDict, tape: list[Tensor]) -> None:
-        traced, optimizer = self.traced[i], self._optimizers[i]
-        grads, metrics = traced(self.tensors, batch, tape)
-        for name, grad in zip(traced.trained, grads, strict=True):
-            self.tensors[name].grad = grad
-        for spec, group in zip(phase.groups, optimizer.param_groups, strict=True):
-            if spec.schedule is not None:
-                group["lr"] = spec.lr * spec.schedule(self.step - 1, self.total_steps)
-        optimizer.step()
-        self._sums[i] += metrics
-        self._counts[i] += 1
-        self._move_targets(phase)
+    def load(self, step: int) -> int:
+        """Have noise and learning rates of the block of update ``step`` (from 1) at hand; the
+        update's row in it."""
+        row = self.noise.load(step)
+        if self._rates is not None and self._rates_from != step - row:
+            self._rates_from = step - row
+            steps = range(step - row, step - row + self.noise.size)
+            found = [self._rates_at(s, self._all) for s in steps]
+            self._rates.copy_(torch.tensor(found, dtype=self._rates.dtype))
+        return row
 
-    def _move_targets(self, phase: Phase) -> None:
-        pairs = [
-            (t, self.tensors[name[len("target_") :]])
-            for net in phase.targets
-            for name, t in self.tensors.items()
-            if name.startswith(f"target_{net}_params.")
-        ]
-        if pairs:
-            torch._foreach_lerp_([t for t, _ in pairs], [s for _, s in pairs], self.agent.tau)
+    def run_row(self, row: int, step: int) -> None:
+        """What update ``step`` computes, on a row of the block at hand. Of ``step`` matters which
+        phases are due, and their learning rates where these are numbers."""
+        index, tape = self.noise.row(row)
+        due = tuple(i for i in self._all if step % self.phases[i].phase.every == 0)
+        if due not in self._programs:
+            self._programs[due] = self._program(due)
+        rates: list[Any] = self._rates_at(step, due)
+        if self._rates is not None:
+            rates = [self._rates[row, j] for j, i in enumerate(self._scheduled) if i in due]
+        with torch.no_grad():
+            self._programs[due](*self.sampler.leaves(index), *tape, *rates)
+
+    def _program(self, due: Sequence[int]) -> Callable[..., Any]:
+        """An update in which the phases ``due`` run, of (batch, noise, learning rates)."""
+        merged = Merged()
+        leaves = [merged.given() for _ in self.sampler.keys]
+        tapes = [[merged.given() for _ in range(p.traced.draws)] for p in self.phases]
+        for i in due:
+            self.phases[i].append(
+                merged,
+                leaves,
+                tapes[i],
+                self.tensors,
+                tau=self.agent.tau,
+                tensor_rates=self._rates is not None,
+            )
+        return merged.compile()
+
+    def _rates_at(self, step: int, due: Sequence[int]) -> list[float]:
+        return [r for i in due for r in self.phases[i].rates(step, self.total_steps)]
+
+    def passed(self, updates: int) -> None:
+        """Count updates that ran."""
+        for phase in self.phases:
+            every = phase.phase.every
+            phase.runs += (self.step + updates) // every - self.step // every
+        self.step += updates
+
+    def broken(self) -> dict[int, str]:
+        """By position in the group: which term stopped being finite since the metrics were last
+        read, and at which update."""
+        found: dict[int, tuple[int, str]] = {}
+        for phase in self.phases:
+            every = phase.phase.every
+            for seed, term, run in phase.broken():
+                step = (self.step // every - phase.runs + run) * every
+                if seed not in found or step < found[seed][0]:
+                    found[seed] = (step, f"{phase.phase.name}/{phase.traced.metrics[term]}")
+        return {i: f"{name} is not finite at step {step}" for i, (step, name) in found.items()}
 
     def read_metrics(self) -> dict[str, list[float]]:
         """Means since the last call, by ``phase/name``: one number per seed."""
         found: dict[str, list[float]] = {}
-        for i, traced in enumerate(self.traced):
-            if self._counts[i] == 0:
+        for phase in self.phases:
+            if phase.runs == 0:
                 continue
-            means = (self._sums[i] / self._counts[i]).T.tolist()
-            names = [f"{traced.phase.name}/{m}" for m in traced.metrics]
+            means = (phase.sums / phase.runs).T.tolist()
+            names = [f"{phase.phase.name}/{m}" for m in phase.traced.metrics]
             found.update(zip(names, means, strict=True))
-            self._sums[i].zero_()
-            self._counts[i] = 0
+            phase.forget()
         return found
 
     def state(self) -> dict[str, Tensor]:
         """Everything that training changes, by name; stacked over seeds."""
         state = dict(self.tensors)
-        for i, optimizer in enumerate(self._optimizers):
-            for name in self.traced[i].trained:
-                for key, value in optimizer.state.get(self.tensors[name], {}).items():
-                    state[f"optimizer.{i}.{name}.{key}"] = value
-            state[f"metrics.{i}"] = self._sums[i]
-            state[f"metrics.{i}.count"] = torch.tensor(self._counts[i])
+        for i, phase in enumerate(self.phases):
+            for key, tensors in phase.moments.items():
+                state.update({f"optimizer.{i}.{n}.{key}": t for n, t in tensors.items()})
+            state[f"optimizer.{i}.step"] = phase.steps
+            state[f"metrics.{i}"], state[f"metrics.{i}.finite"] = phase.sums, phase.finite
+            state[f"metrics.{i}.count"] = torch.tensor(phase.runs)
         return state
 
     @torch.no_grad()
     def load_state(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Continue from what :meth:`state` returned after ``step`` updates."""
         self.step = step
-        for name, tensor in self.tensors.items():
+        for name, tensor in self.state().items():
             tensor.copy_(state[name])
-        for i, optimizer in enumerate(self._optimizers):
-            for name in self.traced[i].trained:
-                prefix = f"optimizer.{i}.{name}."
-                found = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-                if found:
-                    param = self.tensors[name]
-                    optimizer.state[param] = {k: v.to(param.device) for k, v in found.items()}
-            self._sums[i].copy_(state[f"metrics.{i}"])
-            self._counts[i] = int(state[f"metrics.{i}.count"])
+        for i, phase in enumerate(self.phases):
+            phase.runs = int(state[f"metrics.{i}.count"])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
 from bench.engine.trace import trace_policy
@@ -23,10 +23,22 @@ from rlobj.specs import Bounded
 
 _EXPLORATION_STREAM = 3
 _COLUMNS = ("observation", "action", "reward", "terminated", "truncated")
+_BATCH: dict[NestedKey, str] = {  # entries of a batch by column
+    "observation": "observation",
+    "action": "action",
+    ("next", "observation"): "next_observation",
+    ("next", "reward"): "reward",
+    ("next", "terminated"): "terminated",
+    ("next", "done"): "done",
+}
 
 
 class Replay:
     """Every transition seen, in order; batches are uniform over those so far."""
+
+    @property
+    def keys(self) -> Sequence[NestedKey]:
+        return tuple(_BATCH)
 
     def __init__(self, capacity: int, observation: int, action: int, batch_size: int) -> None:
         self.batch_size, self.size = batch_size, 0
@@ -53,18 +65,11 @@ class Replay:
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         return torch.rand((steps, self.batch_size), generator=generator, dtype=torch.float64)
 
-    def gather(self, index: Tensor) -> TensorDict:
+    def leaves(self, index: Tensor) -> list[Tensor]:
         rows = (index * max(self.size, 1)).long()
         part = {k: v[rows] for k, v in self.data.items()}
-        done = torch.maximum(part["terminated"], part["truncated"])
-        after = {
-            "observation": part["next_observation"],
-            "reward": part["reward"],
-            "terminated": part["terminated"],
-            "done": done,
-        }
-        seen = {"observation": part["observation"], "action": part["action"], "next": after}
-        return TensorDict(seen, rows.shape)
+        part["done"] = torch.maximum(part["terminated"], part["truncated"])
+        return [part[column] for column in _BATCH.values()]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What was seen so far as numpy arrays ``[size, ...]``."""
@@ -151,7 +156,7 @@ class Collection:
         seen = torch.as_tensor(observation, dtype=torch.float32)
         eps = torch.as_tensor(rng.standard_normal(width), dtype=torch.float32)
         inputs = {"observation": seen.reshape(1, 1, -1), "noise": eps.reshape(1, 1, -1)}
-        return self._explore(self.trainer.tensors, TensorDict(inputs, [1, 1])).reshape(-1).numpy()
+        return self._explore(TensorDict(inputs, [1, 1])).reshape(-1).numpy()
 
     def _action(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if self.replay.size >= self.hp.start_steps:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributions as D
+from torch.distributions.kl import register_kl
 
 from rlobj import noise
 
@@ -42,11 +43,9 @@ class _Diagonal(D.Distribution):
         scale = scale(loc) if callable(scale) else scale
         scale = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device)
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
-        batch_dims = self.loc.ndim - event_dims
+        shape, split = self.loc.shape, self.loc.ndim - event_dims
         self._event_axes = tuple(range(-event_dims, 0))
-        super().__init__(
-            self.loc.shape[:batch_dims], self.loc.shape[batch_dims:], validate_args=False
-        )
+        super().__init__(shape[:split], shape[split:], validate_args=False)
 
     def _joint(self, log_prob: Tensor) -> Tensor:
         """The event's log-probability from its entries'."""
@@ -86,24 +85,14 @@ class IndependentNormal(_Diagonal):
     def log_prob(self, value: Tensor) -> Tensor:
         return self._joint(_normal_log_prob(value, self.loc, self.scale))
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        value = self.rsample(sample_shape)
-        return value, self.log_prob(value)
-
     def entropy(self) -> Tensor:
         return self._joint(0.5 + _HALF_LOG_2PI + self.scale.log())
-
-    @property
-    def mean(self) -> Tensor:
-        return self.loc
 
     @property
     def mode(self) -> Tensor:
         return self.loc
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        return self.loc
+    mean = deterministic_sample = mode
 
 
 class TanhNormal(_Diagonal):
@@ -170,9 +159,15 @@ class TanhNormal(_Diagonal):
         """The squashed location (the usual deterministic action, not the density's maximum)."""
         return self._squash(self.loc)
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        return self._squash(self.loc)
+    deterministic_sample = mode
+
+
+@register_kl(IndependentNormal, IndependentNormal)
+@register_kl(TanhNormal, TanhNormal)
+def _kl_divergence(p: _Diagonal, q: _Diagonal) -> Tensor:
+    """Of the Gaussians: a squashing that both share, with the same bounds, changes nothing."""
+    ratio, gap = (p.scale / q.scale).square(), (p.loc - q.loc) / q.scale
+    return p._joint(0.5 * (ratio + gap.square() - 1 - ratio.log()))
 
 
 class Delta(D.Distribution):
@@ -214,16 +209,10 @@ class Delta(D.Distribution):
         return torch.where(near, zero, zero - math.inf)
 
     @property
-    def mean(self) -> Tensor:
-        return self.param
-
-    @property
     def mode(self) -> Tensor:
         return self.param
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        return self.param
+    mean = deterministic_sample = mode
 
 
 class TanhDelta(Delta):
@@ -286,4 +275,4 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         keep = noise.uniform(x.shape, x) >= self.p
-        return x * keep.to(x.dtype) / (1 - self.p)
+        return x * keep / (1 - self.p)

@@ -75,8 +75,8 @@ def test_a_seed_that_diverges_stops_alone(data: Path, tmp_path: Path) -> None:
     cell.run()
     first, second = statuses(cell)
     assert first["state"] == "done"
-    assert second["state"] == "diverged" and "critic/" in second["reason"]
-    assert "at step 5" in second["reason"]
+    assert second["state"] == "diverged"
+    assert second["reason"] == "critic/loss_qvalue is not finite at step 1"
     assert len((cell.folders[0].path / "scores.csv").read_text().splitlines()) == 5
     assert not (cell.folders[1].path / "scores.csv").exists()
 

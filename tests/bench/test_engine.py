@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.engine.cell import problem_of, training_table
+from bench.engine.sampling import gather
 from bench.engine.trainer import NoiseBlocks, Trainer, build_agents
 from bench.recipe import Recipe, load_recipe
 from rlobj import noise
@@ -59,7 +60,7 @@ def slow_loop(setup: Setup, seed: int, steps: int) -> dict[str, torch.Tensor]:
     optimizers = [_optimizer(agent, p) for p in agent.phases]
     for step in range(1, steps + 1):
         index, tape = blocks.at(step)
-        batch = setup.sampler.gather(index)[0]
+        batch = gather(setup.sampler, index)[0]
         for phase, draws, (optimizer, groups) in zip(
             agent.phases, recorder_draws, optimizers, strict=True
         ):
@@ -85,7 +86,7 @@ def slow_loop(setup: Setup, seed: int, steps: int) -> dict[str, torch.Tensor]:
 def _draws(agent: Any, phase: Any, setup: Setup) -> list[noise.Draw]:
     recorder = noise.Recorder()
     with noise.using(recorder):
-        phase.terms(agent.loss, setup.sampler.gather(torch.zeros(1, 5, dtype=torch.long))[0])
+        phase.terms(agent.loss, gather(setup.sampler, torch.zeros(1, 5, dtype=torch.long))[0])
     return recorder.draws
 
 
@@ -186,7 +187,7 @@ def test_only_transitions_with_a_known_next_observation_are_sampled(
 
 def test_windows_stop_at_the_end_of_an_episode(dataset: SimpleNamespace) -> None:
     setup = Setup("dt", dataset)
-    batch = setup.sampler.gather(torch.tensor([[7, 0]]))
+    batch = gather(setup.sampler, torch.tensor([[7, 0]]))
     mask = batch["collector", "mask"][0]
     assert mask.tolist() == [[True, True, False, False], [True] * 4]
     assert batch["t"][0, 0].tolist() == [7.0, 8.0, 0.0, 0.0]
@@ -194,3 +195,59 @@ def test_windows_stop_at_the_end_of_an_episode(dataset: SimpleNamespace) -> None
     to_go = batch["return_to_go"][0, 1, :, 0] * setup.hyper.return_scale
     expected = torch.stack([reward[i:9].sum() for i in range(4)])
     torch.testing.assert_close(to_go, expected)
+
+
+def test_replayed_blocks_equal_updates_one_by_one(setup: Setup) -> None:
+    """Catches: a block on another's noise, batch or learning rate, phases due at the wrong
+    updates of a block, wrong counts. The replay is a Python function here, on a GPU a graph."""
+    captured = []
+
+    def capture(work: Any) -> Any:
+        captured.append(work)
+        return work
+
+    steps, size = 13, 3  # blocks start at odd and at even updates
+    plain = setup.trainer(0, 1)
+    blocks = Trainer(setup.build, (0, 1), setup.sampler, total_steps=STEPS)
+    plain.noise.size = blocks.noise.size = size
+    blocks._capture(capture)
+    for _ in range(steps):
+        plain.update()
+    while blocks.step < steps:
+        blocks.advance(steps - blocks.step)
+    cycle = max(p.phase.every for p in plain.phases)
+    assert len(captured) == cycle and blocks.step == steps
+    found = blocks.state()
+    for name, value in plain.state().items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_capture_that_fails_goes_on_one_by_one_and_says_why(dataset: SimpleNamespace) -> None:
+    setup = Setup("td3_bc", dataset)
+
+    def capture(work: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    plain, blocks = setup.trainer(0), setup.trainer(0)
+    plain.noise.size = blocks.noise.size = 2
+    blocks._capture(capture)
+    while blocks.step < STEPS:
+        blocks.advance(STEPS - blocks.step)
+    for _ in range(STEPS):
+        plain.update()
+    assert blocks.engine == "eager: no graph, operation not permitted when stream is capturing"
+    for name, value in plain.state().items():
+        assert torch.equal(value, blocks.state()[name]), name
+
+
+def test_the_update_that_broke_a_sum_is_named(dataset: SimpleNamespace) -> None:
+    setup = Setup("td3_bc", dataset)
+    trainer = setup.trainer(0, 1)
+    for _ in range(3):
+        trainer.update()
+    assert trainer.broken() == {}
+    trainer.read_metrics()
+    trainer.tensors["actor_network_params.module.net.0.weight"][1] = float("inf")
+    for _ in range(3):
+        trainer.update()
+    assert trainer.broken() == {1: "actor/loss_actor is not finite at step 4"}
