@@ -47,6 +47,8 @@ class Request:
     steps: int | None = None
     profile: str = "quick"
     device: str = "auto"
+    compile: bool = False
+    tf32: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     out: Path = Path("results")
     env_id: str | None = None
@@ -98,6 +100,8 @@ def make_plan(request: Request, workers: int) -> Plan:
 
     recipes = [load_recipe(name) for name in expand_names(request.algorithms)]
     device = resolve_device(request.device)
+    if request.tf32 and device == "cpu":
+        raise ConfigError("--tf32 is a way of GPUs to multiply: leave it out on the CPU")
     refs = expand(expand_suites(request.datasets))
     datasets = [(r, load(r, env_id=request.env_id, strict=request.strict)) for r in refs]
     for recipe in recipes:
@@ -181,6 +185,8 @@ def _task(request: Request, recipe: Recipe, ref: str, dataset: Any, device: str)
         eval_interval=protocol.eval_interval,
         eval_episodes=protocol.eval_episodes,
         device=device,
+        compile=request.compile,
+        tf32=request.tf32,
         strict=request.strict,
         record=record,
     )
@@ -241,6 +247,8 @@ def _record(
         "git_commit": git_commit(),
         "code": code_fingerprint(recipe.name),
         "device": device,
+        "compile": request.compile,
+        "tf32": request.tf32,
     }
 
 

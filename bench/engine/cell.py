@@ -42,6 +42,8 @@ class Task:
     eval_interval: int
     eval_episodes: int
     device: str = "cpu"
+    compile: bool = False
+    tf32: bool = False
     strict: bool = False
     record: dict[str, Any] = field(default_factory=dict)  # config.json without the seed
 
@@ -134,6 +136,7 @@ class Cell:
             self.recipe.sampler(self.hyper, table, device),
             total_steps=task.steps,
             device=device,
+            compiled=task.compile,
         )
 
     # ------------------------------------------------------------ state on disk
@@ -175,7 +178,8 @@ class Cell:
         }
         save_checkpoint(self.checkpoints, self.trainer.step, self.trainer.state(), meta)
         for i in range(len(self.folders)):
-            facts = {"step": self.trainer.step, "steps": self.task.steps}
+            trainer = self.trainer
+            facts = {"step": trainer.step, "steps": self.task.steps, "engine": trainer.engine}
             self._set_status(i, state, train_seconds=round(self.seconds, 3), **facts)
 
     def _set_status(self, i: int, state: str, **facts: Any) -> None:
@@ -223,7 +227,7 @@ class Cell:
         while self.trainer.step < steps and len(self.diverged) < len(self.folders):
             started = time.perf_counter()
             before = self.trainer.step
-            self.trainer.advance(min(interval - before % interval, steps - before))
+            self._advance(min(interval - before % interval, steps - before))
             self.seconds += time.perf_counter() - started
             step = self.trainer.step
             self._progress(before, step)
@@ -241,6 +245,12 @@ class Cell:
             if stopping:
                 raise Interrupted
         self.checkpoint("done")
+
+    def _advance(self, limit: int) -> None:
+        engine = self.trainer.engine
+        self.trainer.advance(limit)
+        if self.trainer.engine != engine:
+            self.report({"event": "note", "text": f"{self.task.name}: {self.trainer.engine}"})
 
     def _end(self, state: str, **facts: Any) -> None:
         for i in range(len(self.folders)):

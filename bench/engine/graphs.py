@@ -61,7 +61,7 @@ class Graphs:
             try:
                 self._replays[place] = self.capture(lambda: self._work(place))
             except RuntimeError as error:
-                raise CaptureError(f"no graph, {str(error).splitlines()[0]}") from error
+                raise CaptureError(f"no graph: {str(error).splitlines()[0]}") from error
         self._replays[place]()
         trainer.passed(self.size)
 

@@ -52,9 +52,13 @@ class Merged:
 
     Its inputs are *lasting* tensors (parameters, targets, optimizer state: the same memory at every
     call, so whatever is only a view of them is taken once, here) and *given* ones (batch, noise).
+
+    Args:
+        compiled: pass each traced graph through torch.compile and leave it whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
+        self.compiled = compiled
         self.graph = Graph()
         self._tensor: dict[Node, Tensor] = {}  # behind every lasting node
         self._node: dict[int, Node] = {}  # of a lasting tensor, by its id
@@ -86,6 +90,8 @@ class Merged:
 
     def include(self, module: GraphModule, inputs: Sequence[Node]) -> list[Node]:
         """Append a traced graph; its results."""
+        if self.compiled:
+            return self._include_compiled(module, inputs)
         env: dict[Node, Node] = {}
         arguments = iter(inputs)
         for node in module.graph.nodes:
@@ -99,6 +105,15 @@ class Merged:
             else:
                 env[node] = self._call(node, env)
         raise AssertionError("a graph without output")
+
+    def _include_compiled(self, module: GraphModule, inputs: Sequence[Node]) -> list[Node]:
+        compiled = torch.compile(module, fullgraph=True, dynamic=False)
+
+        def run(*given: Tensor) -> list[Tensor]:
+            return compiled(*given)
+
+        found, results = self.call(run, tuple(inputs)), module.graph.output_node().args[0]
+        return [self.call(operator.getitem, (found, i)) for i in range(len(cast(list, results)))]
 
     def call(self, target: Any, args: tuple) -> Node:
         """Append an operation that no traced graph holds."""

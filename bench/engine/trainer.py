@@ -106,6 +106,7 @@ class Trainer:
         total_steps: what learning-rate schedules refer to.
         capture: how a block of updates becomes one call; by default a CUDA graph on a GPU, and
             nothing elsewhere.
+        compiled: pass the update through torch.compile.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Trainer:
         total_steps: int,
         device: torch.device | str = "cpu",
         capture: Capture | None = None,
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
         self.seeds, self.sampler, self.total_steps = tuple(seeds), sampler, total_steps
         self.device = torch.device(device)
         agents = build_agents(build, self.seeds)
@@ -139,7 +142,7 @@ class Trainer:
         self._scheduled = [i for i, g in groups if g.schedule is not None]
         self._programs: dict[tuple[int, ...], Callable[..., Any]] = {}
         self.step = 0
-        self.engine = "eager"
+        self.engine = "compiled" if compiled else "eager"
         self.graphs: Graphs | None = None
         self._rates: Tensor | None = None  # [block size, scheduled groups], if replays read them
         if capture is None and self.device.type == "cuda":
@@ -151,7 +154,7 @@ class Trainer:
         """From the second block on, replay blocks of updates: their inputs keep their memory, and
         learning rates are tensors."""
         self.graphs = Graphs(self, capture)
-        self.engine = f"graphs of {self.noise.size} updates"
+        self.engine = f"{self.engine}, in graphs of {self.noise.size} updates"
         self.noise.in_place = True
         # fused Adam wants float on CUDA; double on the CPU gives the bits of a Python number
         dtype = torch.float32 if self.device.type == "cuda" else torch.float64
@@ -165,7 +168,7 @@ class Trainer:
             try:
                 return self.graphs.run()
             except CaptureError as error:
-                self.graphs, self.engine = None, f"eager: {error}"
+                self.graphs, self.engine = None, f"{self.engine.split(',')[0]}, {error}"
         return self.update()
 
     def update(self) -> None:
@@ -200,7 +203,7 @@ class Trainer:
 
     def _program(self, due: Sequence[int]) -> Callable[..., Any]:
         """An update in which the phases ``due`` run, of (batch, noise, learning rates)."""
-        merged = Merged()
+        merged = Merged(self.compiled)
         leaves = [merged.given() for _ in self.sampler.keys]
         tapes = [[merged.given() for _ in range(p.traced.draws)] for p in self.phases]
         for i in due:

@@ -36,6 +36,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     die_with_parent()
+    import torch
+
     from bench.data import load
     from bench.engine import cpu
     from bench.engine.cell import ERROR_LOG, Cell, Interrupted, Task
@@ -44,6 +46,7 @@ def main() -> int:
     try:
         if task.device == "cpu":
             task.record["cpu"] = cpu.prepare()
+        torch.backends.cuda.matmul.allow_tf32 = task.tf32
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the parent has shown what loading has to say
             dataset = load(task.dataset, env_id=task.env_id, strict=task.strict)

@@ -235,7 +235,7 @@ def test_a_capture_that_fails_goes_on_one_by_one_and_says_why(dataset: SimpleNam
         blocks.advance(STEPS - blocks.step)
     for _ in range(STEPS):
         plain.update()
-    assert blocks.engine == "eager: no graph, operation not permitted when stream is capturing"
+    assert blocks.engine == "eager, no graph: operation not permitted when stream is capturing"
     for name, value in plain.state().items():
         assert torch.equal(value, blocks.state()[name]), name
 
@@ -251,3 +251,15 @@ def test_the_update_that_broke_a_sum_is_named(dataset: SimpleNamespace) -> None:
     for _ in range(3):
         trainer.update()
     assert trainer.broken() == {1: "actor/loss_actor is not finite at step 4"}
+
+
+@pytest.mark.slow
+def test_compiled_updates_equal_eager_ones(setup: Setup) -> None:
+    eager = setup.trainer(0, 1)
+    compiled = Trainer(setup.build, (0, 1), setup.sampler, total_steps=STEPS, compiled=True)
+    for trainer in (eager, compiled):
+        for _ in range(STEPS):
+            trainer.update()
+    assert compiled.engine == "compiled"
+    for name, value in eager.tensors.items():
+        torch.testing.assert_close(compiled.tensors[name], value, rtol=1e-5, atol=1e-6, msg=name)
