@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from bench.engine.beside import Beside
+from bench.engine.evaluation import Evaluation, Pending, Runner, Setup, as_hyper
 from bench.engine.trainer import Trainer
 from bench.errors import BenchError, ConfigError, RunError
-from bench.evaluate import Evaluator, Policy
-from bench.policies import MarkovPolicy, SequencePolicy
+from bench.evaluate import Rollouts
 from bench.recipe import Problem, load_recipe
 from bench.store import GroupLock, RunFolder, load_checkpoint, save_checkpoint
 from rlobj.specs import Bounded
@@ -45,6 +46,7 @@ class Task:
     compile: bool = False
     tf32: bool = False
     strict: bool = False
+    eval_workers: int = 0  # processes that evaluate beside training
     record: dict[str, Any] = field(default_factory=dict)  # config.json without the seed
 
     def to_json(self) -> dict[str, Any]:
@@ -112,7 +114,7 @@ class Cell:
     def __init__(self, task: Task, dataset: Any, report: Report) -> None:
         self.task, self.dataset, self.report = task, dataset, report
         self.recipe = load_recipe(task.algorithm)
-        self.hyper = self.recipe.hyper(**_tuples(task.hyper))
+        self.hyper = as_hyper(self.recipe, task.hyper)
         self.problem = problem_of(dataset, self.hyper)
         name = task.record["dataset"]
         self.folders = [
@@ -121,6 +123,8 @@ class Cell:
         group = "seeds-" + "-".join(map(str, task.seeds))
         self.checkpoints = self.folders[0].path.parent / "checkpoints" / group
         self.diverged: dict[int, str] = {}  # position in the group -> reason
+        self.pending = Pending(self._write)
+        self.runner: Runner | None = None  # None: there is nothing to evaluate in
         self.seconds = 0.0  # spent in updates
         self.stop_requested = False
         self.training = False  # from here on a stop is requested; before, just exit
@@ -155,16 +159,18 @@ class Cell:
             for key, reason in meta["diverged"].items():
                 self._diverge(int(key), reason)
             self.seconds = float(meta["train_seconds"])
+            self.pending.restore(meta.get("pending", []), found[1])
         if found is None:
             for folder in self.folders:
                 _check_untrained(folder)
+        written = self.pending.written(step)
         for i, folder in enumerate(self.folders):
             seeds = self.task.seeds
             config = {**self.task.record, "seed": seeds[i], "group": list(seeds)}
             folder.write_config(config, anew=found is None)
-            folder.truncate_after(step)
+            folder.truncate_after(written)
             (folder.path / ERROR_LOG).unlink(missing_ok=True)  # an earlier attempt's
-            self._set_status(i, "running", step=max(step, 0), steps=self.task.steps)
+            self._set_status(i, "running", step=max(written, 0), steps=self.task.steps)
         return found and found[:2]
 
     def checkpoint(self, state: str = "running") -> None:
@@ -175,16 +181,20 @@ class Cell:
             "seeds": list(self.task.seeds),
             "train_seconds": self.seconds,
             "diverged": {str(k): v for k, v in self.diverged.items()},
+            "pending": self.pending.meta(),
         }
-        save_checkpoint(self.checkpoints, self.trainer.step, self.trainer.state(), meta)
+        trainer, pending = self.trainer, self.pending
+        tensors = {**trainer.state(), **pending.tensors()}
+        save_checkpoint(self.checkpoints, trainer.step, tensors, meta)
+        written = pending.written(trainer.step)
+        facts = {"step": written, "steps": self.task.steps, "engine": trainer.engine}
         for i in range(len(self.folders)):
-            trainer = self.trainer
-            facts = {"step": trainer.step, "steps": self.task.steps, "engine": trainer.engine}
             self._set_status(i, state, train_seconds=round(self.seconds, 3), **facts)
 
     def _set_status(self, i: int, state: str, **facts: Any) -> None:
-        """Whatever becomes of the group, a seed that diverged stays so."""
-        if i in self.diverged:
+        """Whatever becomes of the group, a seed that diverged stays so; it may be skipped from
+        then on, so not before its last row is written."""
+        if i in self.diverged and not self.pending.concerns(i):
             state, facts = "diverged", {**facts, "reason": self.diverged[i]}
         self.folders[i].set_status(state, **facts)
 
@@ -197,6 +207,7 @@ class Cell:
         """
         with ExitStack() as stack:
             locks = [stack.enter_context(GroupLock(folder.path)) for folder in self.folders]
+            stack.callback(self._close)
             for note in filter(None, (lock.note for lock in locks)):
                 self.report({"event": "note", "text": note})
             found = self.resume()
@@ -233,18 +244,22 @@ class Cell:
             self._progress(before, step)
             evaluated = step % interval == 0 or step == steps
             if evaluated:
-                self._log(step)
                 self._evaluate(step)
+            self._collect(self.runner.limit if self.runner else 0)
             stopping = self.stop_requested and step < steps  # the flag may change any moment
             if evaluated or stopping or time.monotonic() - saved > _CHECKPOINT_SECONDS:
                 for lock in locks:
                     lock.check()
-                going_on = "killed" if stopping else "running"
-                self.checkpoint("done" if step == steps else going_on)
+                self.checkpoint("killed" if stopping else "running")
                 saved = time.monotonic()
             if stopping:
                 raise Interrupted
-        self.checkpoint("done")
+        self._collect(0)
+        for lock in locks:
+            lock.check()
+        self.checkpoint("killed" if self.pending else "done")
+        if self.pending:  # a stop was requested
+            raise Interrupted
 
     def _advance(self, limit: int) -> None:
         engine = self.trainer.engine
@@ -273,69 +288,70 @@ class Cell:
             if i not in self.diverged:
                 self._diverge(i, reason)
 
-    def _log(self, step: int) -> None:
-        self._stop_broken()
-        metrics = self.trainer.read_metrics()
-        for i, folder in enumerate(self.folders):
-            if i in self.diverged:
-                continue
-            folder.append_metrics((step, name, values[i]) for name, values in metrics.items())
-
     # -------------------------------------------------------------- evaluation
 
     def _prepare_evaluation(self) -> None:
-        self.policies: list[tuple[float | None, Policy]] = []
-        env_id = self.task.env_id or self.dataset.env_id
+        task, env_id = self.task, self.task.env_id or self.dataset.env_id
         if env_id is None:
             return
-        episodes = self.task.eval_episodes
-        self.evaluator = Evaluator(env_id, self.task.seeds, episodes, self.dataset.horizon)
-        if not self.recipe.sequence:
-            self.policies = [(None, MarkovPolicy(self.trainer, self.problem, episodes))]
-            return
-        for target in self.hyper.target_returns:
-            policy = SequencePolicy(
-                self.trainer,
-                self.problem,
-                episodes,
-                context=self.hyper.context,
-                target=target,
-                scale=self.hyper.return_scale,
-            )
-            self.policies.append((target, policy))
+        setup = Setup(
+            task.algorithm,
+            task.hyper,
+            self.problem,
+            env_id,
+            self.dataset.horizon,
+            task.seeds,
+            task.eval_episodes,
+        )
+        if task.eval_workers or self.pending:
+            self.runner = Beside(setup, max(1, task.eval_workers))
+            self.pending.start_again(self.runner)
+        if not task.eval_workers:
+            self._collect(0)  # what an earlier leg left
+            self._close()
+            self.runner = setup.prepare(self.trainer.agent, self.trainer.tensors)
+
+    def _close(self) -> None:
+        if self.runner is not None:
+            self.runner.close()
 
     def _evaluate(self, step: int) -> None:
+        """Have the rows of a step written, now or later."""
+        self._stop_broken()
+        alive = [i for i in range(len(self.folders)) if i not in self.diverged]
+        metrics = self.trainer.read_metrics()
+        self.pending.add(self.runner, step, alive, metrics, self.trainer.tensors)
+
+    def _collect(self, allowed: int) -> None:
+        self.pending.collect(allowed, lambda: self.stop_requested)
+
+    def _write(self, evaluation: Evaluation, found: Sequence[Rollouts]) -> None:
         """Scores of the first policy are the run's; other targets are logged as metrics."""
-        last = None
-        for i, (target, policy) in enumerate(self.policies):
-            rollouts = self.evaluator.run(policy, step)
-            if i == 0:
-                self._write_scores(step, rollouts)
-                last = self._mean_score(rollouts)
-            if target is not None:
-                name = f"eval/return_at_{target:g}"
-                for j, folder in enumerate(self.folders):
-                    if j not in self.diverged:
-                        folder.append_metrics([(step, name, float(rollouts.returns[j].mean()))])
-        if last is not None:
-            self.report({"event": "score", "step": step, "score": last, "unit": self.dataset.unit})
+        step, targets = evaluation.step, getattr(self.hyper, "target_returns", ())
+        for i in evaluation.alive:
+            folder = self.folders[i]
+            folder.append_metrics((step, k, v[i]) for k, v in evaluation.metrics.items())
+            if found:
+                folder.append_scores(self._scores(step, i, found[0]))
+            means = [float(rollouts.returns[i].mean()) for rollouts in found]
+            named = zip(targets, means, strict=False)
+            folder.append_metrics((step, f"eval/return_at_{t:g}", mean) for t, mean in named)
+        if found:
+            score = self._mean_score(found[0])
+            self.report({"event": "score", "step": step, "score": score, "unit": self.dataset.unit})
+
+    def _scores(self, step: int, i: int, rollouts: Rollouts) -> Iterator[tuple]:
+        pairs = zip(rollouts.returns[i].tolist(), rollouts.lengths[i].tolist(), strict=True)
+        for episode, (ret, length) in enumerate(pairs):
+            yield step, episode, ret, length, self._score(ret)
 
     def _score(self, value: float) -> float | None:
         return self.dataset.normalize(value)
 
-    def _mean_score(self, rollouts: Any) -> float:
+    def _mean_score(self, rollouts: Rollouts) -> float:
         mean = float(rollouts.returns.mean())
         score = self._score(mean)
         return mean if score is None else score
-
-    def _write_scores(self, step: int, rollouts: Any) -> None:
-        for i, folder in enumerate(self.folders):
-            if i in self.diverged:
-                continue
-            pairs = zip(rollouts.returns[i].tolist(), rollouts.lengths[i].tolist(), strict=True)
-            folder.append_scores(
-                (step, e, ret, length, self._score(ret)) for e, (ret, length) in enumerate(pairs)
-            )
 
 
 def _check_untrained(folder: RunFolder) -> None:
@@ -346,8 +362,3 @@ def _check_untrained(folder: RunFolder) -> None:
             "runner trained it meanwhile (repeat the command), or its checkpoint was removed "
             "(move the folder away to start again)"
         )
-
-
-def _tuples(hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in hyper.items()}

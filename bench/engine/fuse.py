@@ -1,8 +1,8 @@
-"""Products of matrices with what surrounds them in one operation.
+"""Two operations in one, where stacked networks leave pairs of them in a trace.
 
-The batched layers of stacked networks come out of a trace as a product, then the bias; their
-gradients as a product, then a transposed copy. Each pair is one call, with the same values up to
-rounding (on x86 with oneDNN the same bits).
+A layer is a product of matrices, then its bias; the gradient of its weights a product, then a
+transposed copy; the input of several critics a concatenation, then a copy for each. The values are
+the same up to rounding (on x86 with oneDNN to the bit).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 _aten = torch.ops.aten
+_LAID_OUT = {"memory_format": torch.contiguous_format}
 _VIEWS = (_aten.view.default, _aten._unsafe_view.default)
 
 
@@ -22,20 +23,24 @@ def fuse(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is _aten.add.Tensor and not node.kwargs:
             _add_bias(graph, node)
-        elif node.target is _aten.clone.default:
-            _turn(graph, node)
+        elif node.target is _aten.clone.default and node.kwargs == _LAID_OUT:
+            source = cast(Node, node.args[0])
+            if source.target is _aten.transpose.int:
+                _turn(graph, node)
+            elif source.target is _aten.expand.default:
+                _spread(graph, node)
 
 
 def _value(node: Any) -> Tensor:
     return node.meta["val"]
 
 
-def _product(node: Any) -> Node | None:
-    """The batched product that ``node`` is a view of, if nothing else uses it."""
+def _behind(node: Any, target: Any) -> Node | None:
+    """The call of ``target`` that ``node`` is a view of, if nothing else uses it."""
     while isinstance(node, Node) and node.target in _VIEWS and len(node.users) == 1:
         node = node.args[0]
     alone = isinstance(node, Node) and len(node.users) == 1
-    return node if alone and node.target is _aten.bmm.default else None
+    return node if alone and node.target is target else None
 
 
 def _replace(graph: Graph, node: Node, target: Any, factors: tuple[Any, ...]) -> None:
@@ -50,7 +55,7 @@ def _replace(graph: Graph, node: Node, target: Any, factors: tuple[Any, ...]) ->
 
 def _add_bias(graph: Graph, node: Node) -> None:
     for product, row in (node.args, node.args[::-1]):
-        bmm = _product(product)
+        bmm = _behind(product, _aten.bmm.default)
         if bmm is None or not isinstance(row, Node):
             continue
         shape, (n, m, k) = _value(node).shape, _value(bmm).shape
@@ -64,10 +69,8 @@ def _add_bias(graph: Graph, node: Node) -> None:
 
 
 def _turn(graph: Graph, node: Node) -> None:
-    turned = node.args[0]
-    if not isinstance(turned, Node) or turned.target is not _aten.transpose.int:
-        return
-    bmm, rank = _product(turned.args[0]), _value(node).ndim
+    turned = cast(Node, node.args[0])
+    bmm, rank = _behind(turned.args[0], _aten.bmm.default), _value(node).ndim
     swapped = sorted(cast(int, a) % rank for a in turned.args[1:]) == [rank - 2, rank - 1]
     if bmm is None or not swapped or len(turned.users) > 1:
         return
@@ -77,3 +80,24 @@ def _turn(graph: Graph, node: Node) -> None:
                 graph.call_function(_aten.transpose.int, (a, 1, 2)) for a in bmm.args[::-1]
             )
         _replace(graph, node, _aten.bmm.default, (first, second))
+
+
+def _spread(graph: Graph, node: Node) -> None:
+    """A concatenation of columns ``[n, ..., width]``, copied k times to ``[n, k, ..., width]``."""
+    copies = cast(Node, node.args[0])
+    cat = _behind(copies.args[0], _aten.cat.default)
+    if cat is None or len(copies.users) > 1:
+        return
+    whole, shape, once = _value(cat), _value(node).shape, _value(copies.args[0]).shape
+    (n, k), last = shape[:2], whole.ndim - 1
+    if cat.args[1:] not in ((last,), (-1,)) or once[:2] != (n, 1) or len(whole) != n:
+        return
+    if shape[-1] != whole.shape[-1] or shape[2:] != once[2:]:
+        return
+    with graph.inserting_before(node):
+        parts = []
+        for part in cast(list[Node], cat.args[0]):
+            apart = graph.call_function(_aten.unsqueeze.default, (part, 1))
+            size = [n, k, *_value(part).shape[1:]]
+            parts.append(graph.call_function(_aten.expand.default, (apart, size)))
+    _replace(graph, node, _aten.cat.default, (parts, last + 1))

@@ -110,14 +110,32 @@ class TracedPhase:
         return [*(g.contiguous() for g in grads), metrics]
 
 
+class PolicyProgram:
+    """A traced policy: inputs ``[n_seeds, n, ...]`` to actions.
+
+    ``reads`` names the tensors that actions depend on.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., list[Tensor]],
+        keys: Sequence[NestedKey],
+        reads: Sequence[str],
+    ) -> None:
+        self._run, self._keys, self.reads = run, keys, reads
+
+    def __call__(self, inputs: TensorDict) -> Tensor:
+        return self._run(*(inputs.get(k) for k in self._keys))[0]
+
+
 def trace_policy(
     policy: Callable[[LossModule, TensorDict], Tensor],
     loss: LossModule,
     stacked: Mapping[str, Tensor],
     inputs: TensorDict,
-) -> Callable[[TensorDict], Tensor]:
-    """``policy`` over all seeds as a flat program of inputs ``[n_seeds, n, ...]``; it reads the
-    tensors of ``stacked`` where they are, so it follows them."""
+) -> PolicyProgram:
+    """``policy`` over all seeds as a flat program; it reads the tensors of ``stacked`` where they
+    are, so it follows them."""
     names, keys = list(stacked), list(inputs.keys(True, True))
     shape = inputs.batch_size[1:]
     training = loss.training
@@ -138,8 +156,10 @@ def trace_policy(
         graph = flat_graph(program, [*tensors, *(inputs.get(k) for k in keys)])
     finally:
         loss.train(training)
+    graph.graph.eliminate_dead_code()
+    places = graph.graph.find_nodes(op="placeholder")
+    reads = [name for name, place in zip(names, places, strict=False) if place.users]
     merged = Merged()
     lasting = [merged.lasting(t) for t in tensors]
     (action,) = merged.include(graph, [*lasting, *(merged.given() for _ in keys)])
-    run = merged.compile([action])
-    return lambda td: run(*(td.get(k) for k in keys))[0]
+    return PolicyProgram(merged.compile([action]), keys, reads)

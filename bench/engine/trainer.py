@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bench.engine.graphs import Capture, CaptureError, Graphs, cuda_graph
 from bench.engine.merge import Merged
 from bench.engine.phase import PhaseState
 from bench.engine.sampling import Sampler, gather
+from bench.engine.stream import Streamed
 from bench.engine.trace import TracedPhase, record_draws
 from rlobj import noise
 
@@ -59,14 +60,24 @@ class NoiseBlocks:
         self._drawn: list[Tensor] = []  # indices, then noise: [size, n_seeds, ...]
         self.in_place = False  # True: later blocks go into the memory of the first
 
-    def _fill(self, block: int) -> None:
-        indices, noises = [], []
+    def _generators(self, block: int) -> Iterator[torch.Generator]:
         for seed in self.seeds:
             generator = torch.Generator(self.device)
-            generator.manual_seed(stream_seed(seed, _TRAINING_STREAM, block))
+            yield generator.manual_seed(stream_seed(seed, _TRAINING_STREAM, block))
+
+    def indices(self, block: int) -> Tensor:
+        """Which data the updates of a block train on, ``[size, n_seeds, batch]``."""
+        drawn = [self.sampler.draw(g, self.size) for g in self._generators(block)]
+        return _side_by_side(drawn)
+
+    def _fill(self, block: int) -> None:
+        indices, noises = [], []
+        for generator in self._generators(block):
             indices.append(self.sampler.draw(generator, self.size))
             noises.append([d.sample(generator, self.device, self.size) for d in self.draws])
         drawn = [_side_by_side(n) for n in (indices, *zip(*noises, strict=True))]
+        if isinstance(self.sampler, Streamed):
+            drawn[0] = self.sampler.load(block, self.indices)
         if self.in_place and self._drawn:
             for held, new in zip(self._drawn, drawn, strict=True):
                 held.copy_(new)
@@ -128,8 +139,8 @@ class Trainer:
         parts = [a.loss.tensors() for a in agents]
         self.tensors = {k: torch.stack([p[k].detach() for p in parts]).to(device) for k in parts[0]}
         self.agent.loss.to(device)
-        probe = torch.zeros((len(self.seeds), sampler.batch_size), dtype=torch.long)
-        batch = gather(sampler, probe.to(device))
+        shape = (len(self.seeds), sampler.batch_size)
+        batch = gather(sampler, torch.zeros(shape, dtype=torch.long, device=device))
         loss, phases = self.agent.loss, self.agent.phases
         draws = [record_draws(loss, p, batch[0]) for p in phases]
         self.noise = NoiseBlocks(self.seeds, sampler, [d for p in draws for d in p], device)

@@ -93,7 +93,7 @@ def test_a_loss_that_draws_past_the_noise_source_is_refused() -> None:
     x = torch.randn(3)
     merged = Merged()
     graph = flat_graph(lambda x: [x + torch.rand_like(x)], [x])
-    with pytest.raises(RuntimeError, match="rand_like.* draws"):
+    with pytest.raises(RuntimeError, match=r"rand_like.* draws"):
         merged.include(graph, [merged.given()])
 
 
@@ -147,3 +147,21 @@ def test_a_product_used_elsewhere_is_left_alone() -> None:
     found, names = run_counted(run, a, b, bias)
     assert names == {"bmm": 1, "add.Tensor": 1, "relu": 1}
     torch.testing.assert_close(found[0], a @ b + bias)
+
+
+@pytest.mark.parametrize("axes", [(4,), (3, 4)])
+def test_an_input_is_laid_out_once_for_all_critics(axes: tuple[int, ...]) -> None:
+    """Catches: parts in the wrong order or repeated along the wrong axis."""
+    parts = [torch.randn(2, *axes, 3), torch.randn(2, *axes, 5)]
+
+    def program(*parts: Tensor) -> list[Tensor]:
+        pair = torch.cat(parts, -1).reshape(2, 1, -1, 8)
+        return [pair.expand(2, 3, -1, 8).contiguous() * 2]
+
+    merged = Merged()
+    run = merged.compile(
+        merged.include(flat_graph(program, parts), [merged.given(), merged.given()])
+    )
+    found, names = run_counted(run, *parts)
+    assert names == {"cat": 1, "mul.Tensor": 1}
+    assert torch.equal(found[0], program(*parts)[0])
