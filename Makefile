@@ -84,12 +84,12 @@ check: $(STAMP) ## format, lint, types and layout: what CI runs besides the test
 	@$(PY) -m mypy
 	@$(PYTEST) -q tests/test_layout.py
 
-perf: $(STAMP) ## measure training speed
-	$(call needs,perf)
-	@exec $(BENCH) perf $${DEVICE:+--device="$$DEVICE"} $${OUT:+--out="$$OUT"}
+perf: $(STAMP) ## measure training speed beside other libraries, in environments of their own
+	@$(WORDS) exec $(BENCH) perf --install $${ALGO:+--algo $$ALGO} \
+	  $${DEVICE:+--device="$$DEVICE"} $${OUT:+--out="$$OUT"}
 
-mutants: ## plant bugs and see that the tests notice
-	$(call script,tests/mutants/run.py)
+mutants: $(STAMP) ## plant bugs and see that the tests notice (an hour; goes on where it was stopped)
+	@OMP_NUM_THREADS=1 exec $(PY) -m tests.mutants.run $${OUT:+--out="$$OUT"}
 
 parity: ## compare the losses with torchrl, in an environment of its own
 	$(call script,tests/parity/run.py)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 from bench import cli_data
 from bench.errors import BenchError, ConfigError
+from bench.perf import command as perf
 from bench.recipes import expand_names, recipe_names
 
 _DATASET = "lite/hopper/medium-replay-v0"
@@ -37,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_compare(commands)
     cli_data.register(commands)
+    perf.register(commands)
     sync = commands.add_parser("sync", help="bring MLflow up to date with the run folders")
     _add_out(sync)
     sync.set_defaults(handler=_sync)
@@ -88,6 +91,18 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="pass losses and gradients through torch.compile: a minute or more before the first "
+        "update, equal results up to rounding",
+    )
+    parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="products of matrices in TF32 (CUDA only; noted in config.json): faster, with 10 bits "
+        "of mantissa instead of 23",
+    )
+    parser.add_argument(
         "--set",
         nargs="+",
         default=[],
@@ -103,9 +118,24 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "--eval-episodes", type=_positive, metavar="N", help="episodes per evaluation and seed"
     )
     parser.add_argument(
+        "--eval-workers",
+        type=_whole,
+        metavar="N",
+        help="processes that evaluate while training goes on; 0: the training process does it, "
+        "with the same scores on a CPU (default: 0 on a CPU, up to 4 on a GPU)",
+    )
+    parser.add_argument(
         "--executor", choices=("local",), default="local", help="where to train (default: local)"
     )
     parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
+    parser.add_argument(
+        "--data-memory",
+        type=_size,
+        metavar="SIZE",
+        help="training data above this, like 500MB or 8GB, are streamed from a file in OUT/cache, "
+        "with equal results (default: 70%% of a GPU's free memory; on a CPU half the memory, "
+        "shared by the workers)",
+    )
     parser.add_argument(
         "--strict", action="store_true", help="actions outside the bounds are an error"
     )
@@ -131,6 +161,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _size(text: str) -> int:
+    """Bytes; a GB is 10^9 of them, a GiB 2^30."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT]?)(i?)B)?", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500MB or 8GB")
+    number, prefix, binary = match.groups(default="")
+    power = " KMGT".index(prefix.upper() or " ")
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
     settings = {}
     for pair in pairs:
@@ -153,12 +197,16 @@ def _run(args: argparse.Namespace) -> int:
         steps=args.steps,
         profile=args.profile,
         device=args.device,
+        compile=args.compile,
+        tf32=args.tf32,
         settings=settings,
         out=args.out,
         env_id=args.env_id,
         strict=args.strict,
         eval_interval=args.eval_interval,
         eval_episodes=args.eval_episodes,
+        eval_workers=args.eval_workers,
+        data_memory=args.data_memory,
     )
     workers = args.workers or default_workers(resolve_device(args.device))
     plan = make_plan(request, workers)
@@ -174,6 +222,8 @@ def _run(args: argparse.Namespace) -> int:
     if outcome.interrupted:
         print("interrupted: repeat the command to go on", file=sys.stderr)
         return 130
+    if outcome.mistakes:
+        return 2
     return 1 if outcome.failed or outcome.diverged or plan.diverged else 0
 
 

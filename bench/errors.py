@@ -15,3 +15,7 @@ class ConfigError(BenchError):
 
 class RunError(BenchError):
     """A run folder or checkpoint that cannot be used."""
+
+
+class OutOfMemory(BenchError):
+    """Training needs more memory than there is."""

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.engine.beside import default_workers
 from bench.engine.cell import Task
+from bench.engine.memory import default_limit
 from bench.errors import ConfigError, RunError
 from bench.provenance import code_fingerprint, git_commit, spell_commit, versions
 from bench.recipe import Recipe, load_recipe
@@ -55,6 +57,8 @@ class Request:
     strict: bool = False
     eval_interval: int | None = None  # instead of the profile's
     eval_episodes: int | None = None
+    data_memory: int | None = None  # bytes; None: by the memory there is
+    eval_workers: int | None = None  # None: as many as the device leaves cores for
 
     def protocol(self, recipe: Recipe) -> Protocol:
         """The profile's evaluations, or what was asked for instead."""
@@ -102,6 +106,8 @@ def make_plan(request: Request, workers: int) -> Plan:
     device = resolve_device(request.device)
     if request.tf32 and device == "cpu":
         raise ConfigError("--tf32 is a way of GPUs to multiply: leave it out on the CPU")
+    if device == "cpu" and request.data_memory is None:  # a GPU's is known to who trains there
+        request = replace(request, data_memory=default_limit(device, workers))
     refs = expand(expand_suites(request.datasets))
     datasets = [(r, load(r, env_id=request.env_id, strict=request.strict)) for r in refs]
     for recipe in recipes:
@@ -188,6 +194,8 @@ def _task(request: Request, recipe: Recipe, ref: str, dataset: Any, device: str)
         compile=request.compile,
         tf32=request.tf32,
         strict=request.strict,
+        data_memory=request.data_memory,
+        eval_workers=record["eval_workers"],
         record=record,
     )
 
@@ -215,6 +223,7 @@ def _record(
     request: Request, recipe: Recipe, dataset: Any, hyper: Any, protocol: Protocol, device: str
 ) -> dict[str, Any]:
     env_id = request.env_id or dataset.env_id
+    workers = default_workers(device) if request.eval_workers is None else request.eval_workers
     identity = {
         "algorithm": recipe.name,
         "hyperparameters": asdict(hyper),
@@ -249,6 +258,7 @@ def _record(
         "device": device,
         "compile": request.compile,
         "tf32": request.tf32,
+        "eval_workers": workers,
     }
 
 

@@ -1,14 +1,17 @@
-"""Evaluated policies: from a trainer's stacked parameters to actions for every seed and episode."""
+"""Evaluated policies: from stacked parameters to actions for every seed and episode."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from bench.engine.trace import trace_policy
-from bench.engine.trainer import Trainer
-from bench.recipe import Problem
+from bench.engine.agent import Agent
+from bench.engine.trace import PolicyProgram, trace_policy
+from bench.recipe import Problem, Recipe
 
 
 def normalized(observation: Tensor, problem: Problem, device: torch.device) -> Tensor:
@@ -18,23 +21,40 @@ def normalized(observation: Tensor, problem: Problem, device: torch.device) -> T
     return observation.to(device)
 
 
-class MarkovPolicy:
-    """Acts on the current observation."""
+def _program(agent: Agent, tensors: Mapping[str, Tensor], probe: TensorDict) -> PolicyProgram:
+    assert agent.policy is not None, "the recipe's agent has no policy"
+    return trace_policy(agent.policy, agent.loss, tensors, probe)
 
-    def __init__(self, trainer: Trainer, problem: Problem, episodes: int) -> None:
-        self.trainer, self.problem = trainer, problem
-        shape = (len(trainer.seeds), episodes)
-        zeros = torch.zeros(*shape, problem.observation, device=trainer.device)
-        probe = TensorDict({"observation": zeros}, shape)
-        policy = trainer.agent.policy
-        assert policy is not None, "the recipe's agent has no policy"
-        self._program = trace_policy(policy, trainer.agent.loss, trainer.tensors, probe)
+
+def _stack(tensors: Mapping[str, Tensor]) -> tuple[int, torch.device]:
+    """How many seeds stacked tensors are for, and where they lie."""
+    first = next(iter(tensors.values()))
+    return len(first), first.device
+
+
+class MarkovPolicy:
+    """Acts on the current observation.
+
+    Args:
+        agent: any seed's; its own values are not used.
+        tensors: every tensor of its loss by name, ``[n_seeds, ...]``; read where they are, on
+            their device.
+    """
+
+    def __init__(
+        self, agent: Agent, tensors: Mapping[str, Tensor], problem: Problem, episodes: int
+    ) -> None:
+        self.problem = problem
+        seeds, self.device = _stack(tensors)
+        zeros = torch.zeros(seeds, episodes, problem.observation, device=self.device)
+        probe = TensorDict({"observation": zeros}, zeros.shape[:2])
+        self.program = _program(agent, tensors, probe)
 
     def reset(self, seeds: int, episodes: int) -> None: ...
 
     def act(self, observation: Tensor) -> Tensor:
-        seen = normalized(observation, self.problem, self.trainer.device)
-        return self._program(TensorDict({"observation": seen}, seen.shape[:2]))
+        seen = normalized(observation, self.problem, self.device)
+        return self.program(TensorDict({"observation": seen}, seen.shape[:2]))
 
     def observe(self, reward: Tensor) -> None: ...
 
@@ -43,13 +63,15 @@ class SequencePolicy:
     """Acts on the last ``context`` steps and the return still to be earned.
 
     Args:
+        agent, tensors: as for :class:`MarkovPolicy`.
         target: raw return asked for.
         scale: returns are divided by this, as in training.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
+        agent: Agent,
+        tensors: Mapping[str, Tensor],
         problem: Problem,
         episodes: int,
         *,
@@ -57,12 +79,11 @@ class SequencePolicy:
         target: float,
         scale: float,
     ) -> None:
-        self.trainer, self.problem, self.context = trainer, problem, context
+        self.problem, self.context = problem, context
         self.target, self.scale = target, scale
-        self.reset(len(trainer.seeds), episodes)
-        policy = trainer.agent.policy
-        assert policy is not None, "the recipe's agent has no policy"
-        self._program = trace_policy(policy, trainer.agent.loss, trainer.tensors, self.window)
+        seeds, self.device = _stack(tensors)
+        self.reset(seeds, episodes)
+        self.program = _program(agent, tensors, self.window)
 
     def reset(self, seeds: int, episodes: int) -> None:
         shape, k = (seeds, episodes), self.context
@@ -75,9 +96,9 @@ class SequencePolicy:
                 ("collector", "mask"): torch.zeros(*shape, k, dtype=torch.bool),
             },
             shape,
-        ).to(self.trainer.device)
+        ).to(self.device)
         self.step = 0
-        self.to_go = torch.full(shape, self.target / self.scale, device=self.trainer.device)
+        self.to_go = torch.full(shape, self.target / self.scale, device=self.device)
 
     def _row(self) -> int:
         """Where the current step stands: the window fills from the left, then slides."""
@@ -90,15 +111,40 @@ class SequencePolicy:
 
     def act(self, observation: Tensor) -> Tensor:
         row, w = self._row(), self.window
-        w["observation"][:, :, row] = normalized(observation, self.problem, self.trainer.device)
+        w["observation"][:, :, row] = normalized(observation, self.problem, self.device)
         w["action"][:, :, row] = 0.0
         w["return_to_go"][:, :, row, 0] = self.to_go
         w["t"][:, :, row] = self.step
         w["collector", "mask"][:, :, row] = True
-        action = self._program(w)[:, :, row]
+        action = self.program(w)[:, :, row]
         w["action"][:, :, row] = action
         self.step += 1
         return action
 
     def observe(self, reward: Tensor) -> None:
         self.to_go = self.to_go - reward.to(self.to_go.device) / self.scale
+
+
+def make_policies(
+    recipe: Recipe,
+    hyper: Any,
+    agent: Agent,
+    tensors: Mapping[str, Tensor],
+    problem: Problem,
+    episodes: int,
+) -> list[MarkovPolicy] | list[SequencePolicy]:
+    """What a recipe evaluates: one policy, or one for each of its target returns."""
+    if not recipe.sequence:
+        return [MarkovPolicy(agent, tensors, problem, episodes)]
+    return [
+        SequencePolicy(
+            agent,
+            tensors,
+            problem,
+            episodes,
+            context=hyper.context,
+            target=target,
+            scale=hyper.return_scale,
+        )
+        for target in hyper.target_returns
+    ]

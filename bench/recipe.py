@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from bench.engine.agent import Agent
-from bench.engine.sampling import Sampler
+from bench.engine.sampling import Source
 from bench.errors import ConfigError
 from bench.recipes import check_name
 from rlobj.specs import Bounded
@@ -55,7 +54,8 @@ class Recipe:
         build: networks, loss and phases from hyper-parameters and a problem.
         table: the training table from hyper-parameters and a dataset's transitions (reward
             scaling, filtering); observations are normalised by the runner where ``normalize``.
-        sampler: minibatches from the table.
+        sampler: minibatches from hyper-parameters, table and device; with ``file`` the table stays
+            in a file that begins with that path.
         quick: hyper-parameters that differ in the quick profile.
         overrides: ``(dataset pattern, hyper-parameters)``, applied in order.
         eval_interval, eval_episodes: the paper's evaluations, for the paper profile.
@@ -70,7 +70,7 @@ class Recipe:
     hyper: type
     build: Callable[[Any, Problem], Agent]
     table: Callable[[Any, TensorDict], TensorDict]
-    sampler: Callable[[Any, TensorDict, torch.device], Sampler]
+    sampler: Callable[..., Source]
     quick: Mapping[str, Any]
     overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     steps: int = 1_000_000

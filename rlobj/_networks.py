@@ -74,8 +74,22 @@ class Networks(TensorDictModuleBase):
             "ensemble": ensemble,
             "delayed": create_target_params,
             "keys": [key for _, _, key in found],
-            "places": [(held, leaf) for held, leaf, _ in found],
+            "places": [place[:2] for place in found],
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, facts in self._networks.items():  # a copied network may keep them elsewhere
+            if facts["places"]:
+                facts["places"] = [place[:2] for place in places(self.__dict__[name])]
+
+    def keep_stateful(self, module: nn.Module, module_name: str) -> None:
+        """Register a network that computes with its own parameters, as a submodule: what losses do
+        that are told ``functional=False``. :meth:`bind` does not reach it."""
+        self.__dict__[module_name] = self._modules[module_name] = module
+        self.__dict__[f"{module_name}_params"] = None
+        facts = {"ensemble": False, "delayed": False, "keys": [], "places": []}
+        self._networks[module_name] = facts
 
     def reset_parameters_recursive(self) -> None:
         """Initialise all networks anew, each member of an ensemble by itself, and set the delayed
@@ -102,6 +116,8 @@ class Networks(TensorDictModuleBase):
         """The tensors to compute with, in the order of the network's places."""
         delayed = target and self._networks[name]["delayed"]
         attribute = f"target_{name}_params" if delayed else f"{name}_params"
+        if getattr(self, attribute) is None:  # the network has its own
+            return []
         own = flat(getattr(self, attribute))
         if self._bound:
             own = {k: self._bound.get(f"{attribute}.{k}", v) for k, v in own.items()}
@@ -168,12 +184,19 @@ class Networks(TensorDictModuleBase):
         return own(params, dict(inputs.items(True, True)))
 
     def distribution(
-        self, tensordict: TensorDictBase, *, target: bool = False, detach: bool = False
+        self,
+        tensordict: TensorDictBase,
+        *,
+        target: bool = False,
+        detach: bool = False,
+        keep: bool = False,
     ) -> torch.distributions.Distribution:
-        """The actor's action distribution on ``tensordict`` (parameters as in run_network)."""
+        """The actor's action distribution on ``tensordict`` (parameters as in run_network), which
+        gains what the actor computes on the way if ``keep``."""
         net = self.__dict__["actor_network"]
         params = self._params_of("actor_network", target, detach)
-        return self._holding("actor_network", params, net.get_dist, tensordict.select(*net.in_keys))
+        inputs = tensordict if keep else tensordict.select(*net.in_keys)
+        return self._holding("actor_network", params, net.get_dist, inputs)
 
     def _holding(self, name: str, tensors: Sequence[Tensor], method: Callable, *args: Any) -> Any:
         """``method(*args)`` while the network holds these tensors. As functional_call does, but
@@ -243,8 +266,9 @@ class Networks(TensorDictModuleBase):
             prefixes = ("", "target_") if facts["delayed"] else ("",)
             for prefix in prefixes:
                 attribute = f"{prefix}{name}_params"
-                params = getattr(self, attribute).flatten_keys(".")
-                found.update({f"{attribute}.{k}": v for k, v in params.items()})
+                params = getattr(self, attribute)
+                held = {} if params is None else params.flatten_keys(".")
+                found.update({f"{attribute}.{k}": v for k, v in held.items()})
         return found
 
     def set_vmap_randomness(self, value: str) -> None:
@@ -268,12 +292,25 @@ def places(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
     """Where a module keeps its tensors: (dict, name there, full name); of a module that it holds
     under several names, the first."""
     return [
-        (held, leaf, f"{prefix}.{leaf}" if prefix else leaf)
+        (held, leaf, f"{prefix}.{path}{leaf}" if prefix else f"{path}{leaf}")
         for prefix, module in net.named_modules()
-        for held in (module._parameters, module._buffers)
+        for held, path in holders(module)
         for leaf, tensor in held.items()
-        if tensor is not None
+        if isinstance(tensor, Tensor)
     ]
+
+
+def holders(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """The dicts of a module's own tensors, and what precedes the names in them. A TensorDictParams
+    keeps each tensor twice: as a module, and as the nested TensorDict that it is."""
+    yield module._parameters, ""
+    yield module._buffers, ""
+    inner = [("", module._param_td)] if isinstance(module, TensorDictParams) else []
+    while inner:
+        path, td = inner.pop()
+        yield td._tensordict, path
+        below = td._tensordict.items()
+        inner += [(f"{path}{k}.", v) for k, v in below if isinstance(v, TensorDict)]
 
 
 def plain(net: nn.Module) -> bool:

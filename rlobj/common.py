@@ -30,6 +30,10 @@ def _next(key: NestedKey) -> NestedKey:
     return unravel_key(("next", key))
 
 
+def _plain(key: NestedKey | list[NestedKey]) -> NestedKey | list[NestedKey]:
+    return [unravel_key(k) for k in key] if isinstance(key, list) else unravel_key(key)
+
+
 class LossModule(Networks):
     """Base class of all losses.
 
@@ -137,8 +141,9 @@ class LossModule(Networks):
         """The entry names in use, an instance of ``_AcceptedKeys``."""
         return self._tensor_keys
 
-    def set_keys(self, **kwargs: NestedKey | None) -> None:
-        """Rename entries; None resets a name to its default.
+    def set_keys(self, **kwargs: NestedKey | list[NestedKey] | None) -> None:
+        """Rename entries (the parts of a composite action by a list); None resets a name to its
+        default.
 
         Raises:
             ValueError: on a name that the loss does not have.
@@ -147,7 +152,7 @@ class LossModule(Networks):
         for name, key in kwargs.items():
             if name not in known:
                 raise ValueError(f"{name!r} is not a key of {type(self).__name__}: {list(known)}")
-            setattr(self._tensor_keys, name, known[name] if key is None else unravel_key(key))
+            setattr(self._tensor_keys, name, known[name] if key is None else _plain(key))
         self._given_in_keys = None
         if self._value_estimator is not None:
             self._value_estimator.set_keys(**self._estimator_keys())

@@ -15,7 +15,6 @@ from rlobj._arguments import refuse
 from rlobj._parts import part
 from rlobj.dqn import QValueLoss
 from rlobj.specs import TensorSpec
-from rlobj.utils import distance_loss
 
 
 def soft_maximum(values: Tensor, action_space: str, widths: int | Sequence[int] | None) -> Tensor:
@@ -105,12 +104,8 @@ class DiscreteCQLLoss(QValueLoss):
     def _value_loss(
         self, scores: Tensor, tensordict: TensorDictBase
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            target = self.bootstrap(tensordict, self._next_value(tensordict))
-        q = self._of_data(scores, tensordict)
-        info = {"td_error": (q - target).detach().pow(2), "pred_value": scores.detach()}
-        loss = 0.5 * distance_loss(q, target, self.loss_function)
-        return loss, {**info, "target_value": target}
+        loss, info = self._errors(self._of_data(scores, tensordict), tensordict)
+        return 0.5 * loss, {**info, "pred_value": scores.detach()}
 
     def _cql_loss(self, scores: Tensor, tensordict: TensorDictBase) -> Tensor:
         space = "one_hot" if self.upstream else self.action_space

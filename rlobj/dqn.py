@@ -43,19 +43,26 @@ def settle_action_space(action_space: object, network: object, loss: str) -> str
 
 
 class QValueLoss(LossModule):
-    """What losses share that learn a Q-network over discrete actions from one-step targets."""
+    """What losses share that learn a Q-network over discrete actions from one-step targets: all
+    but ``qvalue_loss``, which is their one term unless they have a ``forward`` of their own."""
 
     default_value_estimator = ValueEstimators.TD0
+    out_keys = ["loss"]
+    loss_function: str
+    action_space: Any
 
     def _init_network(
-        self, value_network: nn.Module, delay_value: bool, action_space: str | TensorSpec | None
+        self,
+        network: nn.Module,
+        delay_value: bool,
+        action_space: str | TensorSpec | None,
+        name: str = "value_network",
     ) -> None:
-        name = str(type(self).__name__)
-        if not isinstance(value_network, TensorDictModuleBase):
-            value_network = QValueActor(value_network, action_space=action_space)
-        self.action_space = settle_action_space(action_space, value_network, name)
+        if not isinstance(network, TensorDictModuleBase):
+            network = QValueActor(network, action_space=action_space)
+        self.action_space = settle_action_space(action_space, network, str(type(self).__name__))
         self.delay_value = delay_value
-        self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
+        self.convert_to_functional(network, name, create_target_params=delay_value)
 
     def make_value_estimator(
         self, value_type: ValueEstimators | str | None = None, **hyperparams: Any
@@ -83,6 +90,19 @@ class QValueLoss(LossModule):
         """``max_a Q'(s', a)`` of the target network, ``[*batch]``."""
         out = self.run_network("value_network", tensordict.get("next"), target=True)
         return out[self.tensor_keys.value].squeeze(-1)
+
+    def _errors(self, q: Tensor, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The distance of ``q`` ``[*batch]`` from its target, per sample."""
+        with torch.no_grad():
+            target = self.bootstrap(tensordict, self._next_value(tensordict))
+        info = {"td_error": (q - target).detach().pow(2), "pred_value": q.detach()}
+        return distance_loss(q, target, self.loss_function), {**info, "target_value": target}
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        loss, info = self.qvalue_loss(tensordict)
+        tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
+        return TensorDict({"loss": loss})
 
 
 class DQNLoss(QValueLoss):
@@ -115,8 +135,6 @@ class DQNLoss(QValueLoss):
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
         priority_weight: NestedKey = "priority_weight"
-
-    out_keys = ["loss"]
 
     def __init__(
         self,
@@ -155,17 +173,7 @@ class DQNLoss(QValueLoss):
         """Distance between Q(s, a) and ``r + gamma max_a' Q'(s', a')`` per sample (Mnih et al.
         2015, eq. 2); double: ``r + gamma Q'(s', argmax_a' Q(s', a'))`` (van Hasselt, eq. 4).
         Q' is the target network. Of "l2" it is the square, not half of it."""
-        with torch.no_grad():
-            target = self.bootstrap(tensordict, self._next_value(tensordict))
-        q = self._of_data(self._scores(tensordict), tensordict)
-        info = {"td_error": (q - target).detach().pow(2), "pred_value": q.detach()}
-        return distance_loss(q, target, self.loss_function), {**info, "target_value": target}
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        loss, info = self.qvalue_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
-        return TensorDict({"loss": loss})
+        return self._errors(self._of_data(self._scores(tensordict), tensordict), tensordict)
 
 
 def project_distribution(probs: Tensor, returns: Tensor, support: Tensor) -> Tensor:
@@ -188,7 +196,7 @@ def project_distribution(probs: Tensor, returns: Tensor, support: Tensor) -> Ten
     return (probs.unsqueeze(-2) * (1 - away).clamp(0, 1)).sum(-1)
 
 
-class DistributionalDQNLoss(LossModule):
+class DistributionalDQNLoss(QValueLoss):
     """C51: learns the distribution of returns over a fixed support (Bellemare et al. 2017).
 
     The next action is the online network's, its distribution the target network's, as upstream
@@ -218,8 +226,6 @@ class DistributionalDQNLoss(LossModule):
         steps_to_next_obs: NestedKey = "steps_to_next_obs"
         priority_weight: NestedKey = "priority_weight"
 
-    default_value_estimator = ValueEstimators.TD0
-    out_keys = ["loss"]
     gamma: Tensor
 
     def __init__(
@@ -300,12 +306,6 @@ class DistributionalDQNLoss(LossModule):
         log_probs = self._log_probs_of(out, tensordict.get(self.tensor_keys.action))
         loss = -(target * log_probs).sum(-1)
         return loss, {"td_error": loss.detach(), "target": target}
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        loss, info = self.qvalue_loss(tensordict)
-        tensordict.set(self.tensor_keys.priority, info["td_error"].unsqueeze(-1))
-        return TensorDict({"loss": loss})
 
 
 def _check_support(support: Tensor) -> None:

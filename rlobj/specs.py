@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rlobj.tensor_specs import (
     Binary,
-    BinaryBox,
     Bounded,
     BoxList,
     Categorical,
@@ -22,27 +21,13 @@ from rlobj.tensor_specs import (
     TensorSpec,
     Unbounded,
     one_hot,
-)
+)  # fmt: skip
 
 __all__ = [
-    "Binary",
-    "BinaryBox",
-    "Bounded",
-    "BoxList",
-    "Categorical",
-    "CategoricalBox",
-    "Composite",
-    "ContinuousBox",
-    "MultiOneHot",
-    "OneHot",
-    "TensorSpec",
-    "Unbounded",
-    "action_space_of",
-    "action_spec_of",
-    "bounds",
-    "one_hot",
-    "output_specs",
-]
+    "Binary", "Bounded", "BoxList", "Categorical", "CategoricalBox", "Composite", "ContinuousBox",
+    "MultiOneHot", "OneHot", "TensorSpec", "Unbounded", "action_space_of", "action_spec_of",
+    "bounds", "one_hot", "output_specs",
+]  # fmt: skip
 
 
 class Composite(TensorSpec):
@@ -101,9 +86,6 @@ class Composite(TensorSpec):
     def __iter__(self) -> Iterator[str]:
         return iter(self._specs)
 
-    def __len__(self) -> int:
-        return len(self._specs)
-
     def keys(self, include_nested: bool = False, leaves_only: bool = False) -> list[NestedKey]:
         """Names, the nested ones as tuples; ``leaves_only`` leaves out composites."""
         found: list[NestedKey] = []
@@ -121,9 +103,7 @@ class Composite(TensorSpec):
         return list(self._specs.values())
 
     def get(self, key: NestedKey, default: Any = None) -> Any:
-        if key not in self:
-            return default
-        return self[key]
+        return self[key] if unravel_key(key) in self.keys(True) else default
 
     def set(self, key: NestedKey, spec: TensorSpec | None) -> Composite:
         self[key] = spec
@@ -137,18 +117,19 @@ class Composite(TensorSpec):
     def _known(self) -> Iterator[tuple[str, TensorSpec]]:
         return ((k, s) for k, s in self._specs.items() if s is not None)
 
-    def _gather(self, values: Mapping[str, Any], batch: Sequence[int]) -> TensorDict:
-        return TensorDict(dict(values), (*batch, *self.shape), device=self.device)
+    def _gather(self, make: str, batch: Sequence[int]) -> TensorDict:
+        made = {k: getattr(s, make)(batch) for k, s in self._known()}
+        return TensorDict(made, (*batch, *self.shape), device=self.device)
 
     def rand(self, batch: Sequence[int] = ()) -> TensorDict:
         """A TensorDict ``[*batch, *shape]`` of random elements; entries without spec are absent."""
-        return self._gather({k: s.rand(batch) for k, s in self._known()}, batch)
+        return self._gather("rand", batch)
 
     def zero(self, batch: Sequence[int] = ()) -> TensorDict:
-        return self._gather({k: s.zero(batch) for k, s in self._known()}, batch)
+        return self._gather("zero", batch)
 
     def one(self, batch: Sequence[int] = ()) -> TensorDict:
-        return self._gather({k: s.one(batch) for k, s in self._known()}, batch)
+        return self._gather("one", batch)
 
     def project(self, value: TensorDictBase) -> TensorDictBase:
         """A copy of ``value`` whose entries are projected, each by its spec."""
@@ -179,16 +160,12 @@ def _split(key: NestedKey) -> tuple[str, NestedKey]:
     return names[0], names[1:]
 
 
+_NAMES = ("one_hot", "mult_one_hot", "binary", "categorical")
 _SPACES = {
-    "one_hot": "one_hot",
-    "mult_one_hot": "mult_one_hot",
-    "multi_one_hot": "mult_one_hot",
-    "binary": "binary",
-    "categorical": "categorical",
-}
-_SPEC_SPACES = {
+    **{name: name for name in _NAMES},
     "OneHot": "one_hot",
     "MultiOneHot": "mult_one_hot",
+    "multi_one_hot": "mult_one_hot",
     "Binary": "binary",
     "Categorical": "categorical",
 }
@@ -204,17 +181,16 @@ def action_space_of(space: object) -> str:
     Raises:
         ValueError: when it is none of those.
     """
-    found = None
     if isinstance(space, str):
-        found = _SPACES.get(space.replace("-", "_"))
+        names = [space.replace("-", "_")]
     else:
         space = action_spec_of(space)
-        names = (cls.__name__ for cls in type(space).__mro__)
-        found = next((_SPEC_SPACES[n] for n in names if n in _SPEC_SPACES), None)
+        names = [cls.__name__ for cls in type(space).__mro__]
+    found = next((_SPACES[n] for n in names if n in _SPACES), None)
     if found is None:
         raise ValueError(
             f"action_space {space!r} is no discrete action space: give one of "
-            f"{sorted(set(_SPACES.values()))} or a discrete spec"
+            f"{sorted(_NAMES)} or a discrete spec"
         )
     return found
 
@@ -237,8 +213,7 @@ def action_spec_of(spec: Any) -> Any:
 def output_specs(spec: Any, out_keys: Sequence[NestedKey]) -> Any:
     """A composite of the specs of all ``out_keys``, None where nothing is known.
 
-    Args:
-        spec: of the one output, a mapping, or a composite (which is copied).
+    ``spec`` is that of the one output, a mapping, or a composite (which is copied).
 
     Raises:
         RuntimeError: on one spec for several outputs, or specs of other entries.

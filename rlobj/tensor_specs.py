@@ -7,7 +7,7 @@ and check elements with any number of leading batch axes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +27,7 @@ class ContinuousBox(NamedTuple):
 
 
 class CategoricalBox(NamedTuple):
-    """``n`` alternatives."""
-
-    n: int
-
-
-class BinaryBox(NamedTuple):
-    """``n`` switches."""
+    """``n`` alternatives, or switches."""
 
     n: int
 
@@ -51,47 +45,46 @@ class TensorSpec:
     device: torch.device | None
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: Device) -> None:
-        self.shape = torch.Size(shape)
-        self.dtype = dtype
+        self.shape, self.dtype = torch.Size(shape), dtype
         self.device = torch.empty(0, device=device).device
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
-    def rand(self, batch: Shape = ()) -> Tensor:
+    def rand(self, batch: Shape = ()) -> Any:
         """A random element, shape ``[*batch, *shape]``."""
         raise NotImplementedError
 
-    def zero(self, batch: Shape = ()) -> Tensor:
+    def zero(self, batch: Shape = ()) -> Any:
         """Zeros ``[*batch, *shape]`` (of a one-hot space too, where they are no element)."""
         return torch.zeros((*batch, *self.shape), dtype=self.dtype, device=self.device)
 
-    def one(self, batch: Shape = ()) -> Tensor:
+    def one(self, batch: Shape = ()) -> Any:
         """Ones ``[*batch, *shape]``."""
         return torch.ones((*batch, *self.shape), dtype=self.dtype, device=self.device)
 
-    def zeros(self, batch: Shape = ()) -> Tensor:
+    def zeros(self, batch: Shape = ()) -> Any:
         return self.zero(batch)
 
-    def ones(self, batch: Shape = ()) -> Tensor:
+    def ones(self, batch: Shape = ()) -> Any:
         return self.one(batch)
 
-    def sample(self, batch: Shape = ()) -> Tensor:
+    def sample(self, batch: Shape = ()) -> Any:
         return self.rand(batch)
 
-    def contains(self, value: Tensor) -> bool:
+    def contains(self, value: Any) -> bool:
         return self.is_in(value)
 
-    def clone(self) -> TensorSpec:
+    def clone(self) -> Any:
         """A spec of its own for the same space."""
         return deepcopy(self)
 
-    def project(self, value: Tensor) -> Tensor:
+    def project(self, value: Any) -> Any:
         """The nearest element of the space."""
         raise NotImplementedError
 
-    def is_in(self, value: Tensor) -> bool:
+    def is_in(self, value: Any) -> bool:
         """Whether every entry of ``value`` ``[*batch, *shape]`` is an element."""
         fits = value.shape[value.ndim - self.ndim :] == self.shape and value.dtype == self.dtype
         return fits and bool(self._holds(value))
@@ -99,9 +92,14 @@ class TensorSpec:
     def _holds(self, value: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def to(self, dest: torch.device | str) -> TensorSpec:
+    def to(self, dest: torch.device | str) -> Any:
         """The same space on another device."""
-        raise NotImplementedError
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(dest))
+        moved.device = torch.empty(0, device=dest).device
+        return moved
 
     def _uniform(self, *shape: int) -> Tensor:
         """U[0, 1) in the default floating type."""
@@ -138,8 +136,7 @@ class Bounded(TensorSpec):
         if shape is None:
             shape = torch.broadcast_shapes(low_t.shape, high_t.shape)
         super().__init__(shape, dtype, low_t.device)
-        self.low = low_t.expand(self.shape).clone()
-        self.high = high_t.expand(self.shape).clone()
+        self.low, self.high = (bound.expand(self.shape).clone() for bound in (low_t, high_t))
         if bool((self.low > self.high).any()):
             raise ValueError("Bounded: low exceeds high")
 
@@ -160,9 +157,6 @@ class Bounded(TensorSpec):
 
     def _holds(self, value: Tensor) -> Tensor:
         return ((value >= self.low) & (value <= self.high)).all()
-
-    def to(self, dest: torch.device | str) -> Bounded:
-        return Bounded(self.low.to(dest), self.high.to(dest), self.shape, dtype=self.dtype)
 
     def __repr__(self) -> str:
         return f"Bounded(low={self.low.tolist()}, high={self.high.tolist()})"
@@ -192,25 +186,19 @@ class Unbounded(TensorSpec):
     def _holds(self, value: Tensor) -> Tensor:
         return torch.ones((), dtype=torch.bool)
 
-    def to(self, dest: torch.device | str) -> Unbounded:
-        return Unbounded(self.shape, dest, self.dtype)
-
 
 def one_hot(index: Tensor, n: int, dtype: torch.dtype = torch.long) -> Tensor:
     """``index`` ``[*batch]`` as ``[*batch, n]`` (unlike torch's: traceable, vmappable)."""
     return (index.unsqueeze(-1) == torch.arange(n, device=index.device)).to(dtype)
 
 
-def _choose(u: Tensor, mask: Tensor | None) -> Tensor:
-    """An alternative per row of ``u`` ``[*batch, n]``, each that ``mask`` allows as likely."""
-    return (u if mask is None else u.masked_fill(~mask, -1.0)).argmax(-1)
-
-
-def _checked_mask(mask: Tensor | None, n: int, device: torch.device | None) -> Tensor | None:
+def _checked(mask: Tensor | None, nvec: Shape, device: Device) -> Tensor | None:
+    """The mask of choices that lie side by side, or ValueError."""
     if mask is None:
         return None
-    if mask.shape[-1] != n or not bool(mask.any(-1).all()):
-        raise ValueError(f"the mask needs {n} entries along its last axis, one of them True")
+    n = sum(nvec)
+    if mask.shape[-1] != n or not all(bool(m.any(-1).all()) for m in mask.split(list(nvec), -1)):
+        raise ValueError(f"the mask needs {n} entries along its last axis, one True per choice")
     return mask.to(device, torch.bool)
 
 
@@ -233,12 +221,13 @@ class Categorical(TensorSpec):
         mask: Tensor | None = None,
     ) -> None:
         super().__init__(() if shape is None else shape, dtype, device)
-        self.n, self.mask = int(n), _checked_mask(mask, n, self.device)
+        self.n, self.mask = int(n), _checked(mask, [int(n)], self.device)
         self.space = CategoricalBox(self.n)
 
     def rand(self, batch: Shape = ()) -> Tensor:
         u = self._uniform(*batch, *self.shape, self.n)
-        return _choose(u, self.mask).to(self.dtype)
+        u = u if self.mask is None else u.masked_fill(~self.mask, -1.0)
+        return u.argmax(-1).to(self.dtype)
 
     def project(self, value: Tensor) -> Tensor:
         """The nearest integer of the range; the mask is not looked at."""
@@ -251,52 +240,8 @@ class Categorical(TensorSpec):
             inside = inside & (one_hot(index, self.n, torch.bool) & self.mask).any(-1)
         return inside.all()
 
-    def to(self, dest: torch.device | str) -> Categorical:
-        return Categorical(self.n, self.shape, dest, self.dtype, self.mask)
 
-
-class _OneHots(TensorSpec):
-    """Independent choices side by side in the last axis, ``nvec[i]`` entries for the i-th."""
-
-    nvec: tuple[int, ...]
-    mask: Tensor | None = None
-
-    def _check(self, use_register: bool, mask: Tensor | None) -> None:
-        name = type(self).__name__
-        if use_register:
-            raise NotImplementedError(f"{name} encodes no values: use_register has no meaning")
-        if not self.shape or self.shape[-1] != sum(self.nvec):
-            raise ValueError(f"{name} needs shape[-1] == {sum(self.nvec)}, got {tuple(self.shape)}")
-        if mask is not None:
-            parts = [_checked_mask(m, m.shape[-1], self.device) for m in self._split(mask)]
-            self.mask = torch.cat([m for m in parts if m is not None], -1)
-
-    def _split(self, mask: Tensor) -> tuple[Tensor, ...]:
-        if mask.shape[-1] != sum(self.nvec):
-            raise ValueError(f"the mask needs {sum(self.nvec)} entries along its last axis")
-        return self._parts(mask)
-
-    def rand(self, batch: Shape = ()) -> Tensor:
-        u = self._uniform(*batch, *self.shape)
-        return self.project(u if self.mask is None else u.masked_fill(~self.mask, -1.0))
-
-    def _parts(self, value: Tensor) -> tuple[Tensor, ...]:
-        return value.split(self.nvec, -1)
-
-    def project(self, value: Tensor) -> Tensor:
-        """The largest entry of each choice becomes its one."""
-        parts = (p.to(torch.get_default_dtype()).argmax(-1) for p in self._parts(value))
-        chosen = zip(parts, self.nvec, strict=True)
-        return torch.cat([one_hot(index, n, self.dtype) for index, n in chosen], -1)
-
-    def _holds(self, value: Tensor) -> Tensor:
-        binary = ((value == 0) | (value == 1)).all()
-        single = [(p.to(torch.int64).sum(-1) == 1).all() for p in self._parts(value)]
-        found = binary & torch.stack(single).all()
-        return found if self.mask is None else found & (value.bool() <= self.mask).all()
-
-
-class OneHot(_OneHots):
+class OneHot(TensorSpec):
     """One of ``n`` alternatives as a vector with a single one.
 
     Args:
@@ -317,25 +262,51 @@ class OneHot(_OneHots):
         use_register: bool = False,
         mask: Tensor | None = None,
     ) -> None:
-        super().__init__((n,) if shape is None else shape, dtype, device)
-        self.n, self.nvec = int(n), (int(n),)
-        self._check(use_register, mask)
+        self.n = int(n)
         self.space = CategoricalBox(self.n)
+        self._set((self.n,), shape, device, dtype, use_register, mask)
 
-    def to(self, dest: torch.device | str) -> OneHot:
-        return OneHot(self.n, self.shape, dest, self.dtype, mask=self.mask)
+    def _set(
+        self,
+        nvec: tuple[int, ...],
+        shape: Shape | None,
+        device: Device,
+        dtype: torch.dtype,
+        use_register: bool,
+        mask: Tensor | None,
+    ) -> None:
+        """Choices side by side in the last axis, ``nvec[i]`` entries for the i-th."""
+        name, width = type(self).__name__, sum(nvec)
+        if use_register:
+            raise NotImplementedError(f"{name} encodes no values: use_register has no meaning")
+        TensorSpec.__init__(self, (width,) if shape is None else shape, dtype, device)
+        if not self.shape or self.shape[-1] != width:
+            raise ValueError(f"{name} needs shape[-1] == {width}, got {tuple(self.shape)}")
+        self.nvec, self.mask = nvec, _checked(mask, nvec, self.device)
+
+    def rand(self, batch: Shape = ()) -> Tensor:
+        u = self._uniform(*batch, *self.shape)
+        return self.project(u if self.mask is None else u.masked_fill(~self.mask, -1.0))
+
+    def project(self, value: Tensor) -> Tensor:
+        """The largest entry of each choice becomes its one."""
+        parts = value.to(torch.get_default_dtype()).split(self.nvec, -1)
+        return torch.cat([one_hot(p.argmax(-1), p.shape[-1], self.dtype) for p in parts], -1)
+
+    def _holds(self, value: Tensor) -> Tensor:
+        binary = ((value == 0) | (value == 1)).all()
+        parts = value.to(torch.int64).split(self.nvec, -1)
+        found = binary & torch.stack([(p.sum(-1) == 1).all() for p in parts]).all()
+        return found if self.mask is None else found & (value.bool() <= self.mask).all()
 
 
-class MultiOneHot(_OneHots):
+class MultiOneHot(OneHot):
     """Several choices, each a one-hot vector, concatenated along the last axis.
 
     Args:
-        mask: boolean ``[*shape]``: the alternatives that are allowed.
+        nvec: how many alternatives each choice has.
 
-    Raises:
-        ValueError: when the last axis is not ``sum(nvec)`` long, or the mask does not fit or
-            forbids all of a choice.
-        NotImplementedError: on ``use_register``, as :class:`OneHot`.
+    The other arguments and errors are those of :class:`OneHot`.
     """
 
     def __init__(
@@ -347,13 +318,8 @@ class MultiOneHot(_OneHots):
         use_register: bool = False,
         mask: Tensor | None = None,
     ) -> None:
-        self.nvec = tuple(int(n) for n in nvec)
-        super().__init__((sum(self.nvec),) if shape is None else shape, dtype, device)
-        self._check(use_register, mask)
+        self._set(tuple(int(n) for n in nvec), shape, device, dtype, use_register, mask)
         self.space = BoxList(tuple(CategoricalBox(n) for n in self.nvec))
-
-    def to(self, dest: torch.device | str) -> MultiOneHot:
-        return MultiOneHot(self.nvec, self.shape, dest, self.dtype, mask=self.mask)
 
 
 class Binary(TensorSpec):
@@ -377,7 +343,7 @@ class Binary(TensorSpec):
         self.n = self.shape[-1] if n is None else int(n)
         if self.shape[-1] != self.n:
             raise ValueError(f"Binary needs shape[-1] == {self.n}, got {tuple(self.shape)}")
-        self.space = BinaryBox(self.n)
+        self.space = CategoricalBox(self.n)
 
     def rand(self, batch: Shape = ()) -> Tensor:
         return (self._uniform(*batch, *self.shape) < 0.5).to(self.dtype)
@@ -387,6 +353,3 @@ class Binary(TensorSpec):
 
     def _holds(self, value: Tensor) -> Tensor:
         return ((value == 0) | (value == 1)).all()
-
-    def to(self, dest: torch.device | str) -> Binary:
-        return Binary(self.n, self.shape, dest, self.dtype)

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from bench.engine import memory
 from bench.engine.beside import Beside
 from bench.engine.evaluation import Evaluation, Pending, Runner, Setup, as_hyper
+from bench.engine.sampling import Sampler
+from bench.engine.stream import Streamed
 from bench.engine.trainer import Trainer
 from bench.errors import BenchError, ConfigError, RunError
 from bench.evaluate import Rollouts
@@ -46,6 +49,7 @@ class Task:
     compile: bool = False
     tf32: bool = False
     strict: bool = False
+    data_memory: int | None = None  # bytes of training data above which they are streamed
     eval_workers: int = 0  # processes that evaluate beside training
     record: dict[str, Any] = field(default_factory=dict)  # config.json without the seed
 
@@ -137,11 +141,25 @@ class Cell:
         return Trainer(
             lambda: self.recipe.build(self.hyper, self.problem),
             task.seeds,
-            self.recipe.sampler(self.hyper, table, device),
+            self._sampler(table, device),
             total_steps=task.steps,
             device=device,
             compiled=task.compile,
         )
+
+    def _sampler(self, table: TensorDict, device: torch.device) -> Sampler:
+        """With the table on the device, or in a file where it is larger than allowed."""
+        needed = memory.data_bytes(self.recipe, self.hyper, self.dataset.transitions)
+        if needed <= self._data_memory():
+            return self.recipe.sampler(self.hyper, table, device)
+        file = Path(self.task.out) / "cache" / self.dataset.fingerprint[:12]
+        text = f"{memory.spell(needed)} of training data are streamed from {file.parent}"
+        self.report({"event": "note", "text": f"{self.task.name}: {text}"})
+        return Streamed(self.recipe.sampler(self.hyper, table, torch.device("cpu"), file), device)
+
+    def _data_memory(self) -> int:
+        asked = self.task.data_memory
+        return memory.default_limit(self.task.device) if asked is None else asked
 
     # ------------------------------------------------------------ state on disk
 
@@ -188,6 +206,7 @@ class Cell:
         save_checkpoint(self.checkpoints, trainer.step, tensors, meta)
         written = pending.written(trainer.step)
         facts = {"step": written, "steps": self.task.steps, "engine": trainer.engine}
+        facts["data"] = "streamed" if isinstance(trainer.sampler, Streamed) else "in memory"
         for i in range(len(self.folders)):
             self._set_status(i, state, train_seconds=round(self.seconds, 3), **facts)
 
@@ -224,11 +243,22 @@ class Cell:
                 self.report({"event": "stopped", "step": found[0] if found else 0})
                 raise
             except Exception as error:
-                self._end("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
+                told = self._told(error)
+                self._end("failed", reason=f"{type(told).__name__}: {told}".splitlines()[0])
                 if not isinstance(error, BenchError):
                     for folder in self.folders:
                         (folder.path / ERROR_LOG).write_text(traceback.format_exc())
-                raise
+                if told is error:
+                    raise
+                raise told from error
+
+    def _told(self, error: Exception) -> Exception:
+        """What a user is told of an error."""
+        if not memory.is_out_of_memory(error):
+            return error
+        transitions, limit, seeds = self.dataset.transitions, self._data_memory(), self.task.seeds
+        parts = (self.recipe, self.hyper, self.problem, transitions, seeds)
+        return memory.out_of_memory(memory.estimate(*parts, limit), self.hyper, seeds)
 
     def _train(self, locks: Sequence[GroupLock]) -> None:
         self.report({"event": "start", "step": self.trainer.step})

@@ -138,7 +138,8 @@ class Trainer:
         self.agent = agents[0]
         parts = [a.loss.tensors() for a in agents]
         self.tensors = {k: torch.stack([p[k].detach() for p in parts]).to(device) for k in parts[0]}
-        self.agent.loss.to(device)
+        if self.device.type != "meta":  # there it is only measured, and was built so
+            self.agent.loss.to(device)
         shape = (len(self.seeds), sampler.batch_size)
         batch = gather(sampler, torch.zeros(shape, dtype=torch.long, device=device))
         loss, phases = self.agent.loss, self.agent.phases

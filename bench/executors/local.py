@@ -31,6 +31,7 @@ class Outcome:
     """How the tasks ended."""
 
     failed: list[str] = field(default_factory=list)  # one line each
+    mistakes: int = 0  # of these, what a user can mend
     diverged: int = 0  # seeds
     interrupted: bool = False
 
@@ -113,6 +114,7 @@ class _Job:
         self.rate, self.pace = "", Pace(task.steps, task.eval_interval if evaluated else 0)
         self.errors: list[str] = []
         self.diverged: list[int] = []  # seeds
+        self.step = 0  # how far training is
         self.saved = 0  # the step of the checkpoint that it stopped at
         self.tail: list[str] = []
         assert self.process.stdout is not None and self.process.stderr is not None
@@ -213,12 +215,13 @@ class LocalExecutor:
             if event["step"]:
                 self._say(f"{job.task.name}: resuming from step {event['step']}")
         elif kind == "progress":
-            job.rate = f"{event['rate']:.0f}/s"
+            job.rate, job.step = f"{event['rate']:.0f}/s", event["step"]
             left = self._left(job, event)
             self.progress.update(bar, completed=event["step"], rate=job.rate, left=left)
         elif kind == "score":
             text, left = f"{event['unit']} {event['score']:.1f}", self._left(job, event)
-            self.progress.update(bar, completed=event["step"], left=left, score=text)
+            job.step = max(job.step, event["step"])  # evaluations may be behind
+            self.progress.update(bar, completed=job.step, left=left, score=text)
             parts = [f"step {event['step']}/{job.task.steps}", job.rate, left, text]
             self._line(f"{job.task.name}: {' · '.join(filter(None, parts))}")
         elif kind == "note":
@@ -254,6 +257,7 @@ class LocalExecutor:
             return
         reason = job.errors[-1] if job.errors else f"worker ended with status {code}"
         self.outcome.failed.append(f"{job.task.name}: {reason}")
+        self.outcome.mistakes += code == 2
         what = escape(f"{job.task.name}: {reason}")
         self.console.print(f"[red]failed[/] {what}", soft_wrap=True)
         if not job.errors:  # it could not say why

@@ -62,6 +62,9 @@ class Replay:
             self.data[key][self.size] = torch.as_tensor(value, dtype=torch.float32)
         self.size += 1
 
+    def nbytes(self, indices: int) -> int:
+        return sum(column.nbytes for column in self.data.values())
+
     def draw(self, generator: torch.Generator, steps: int) -> Tensor:
         return torch.rand((steps, self.batch_size), generator=generator, dtype=torch.float64)
 
@@ -127,7 +130,7 @@ class Collection:
         probe = TensorDict(zeros, [1, 1])
         self._explore = trace_policy(explore, loss, self.trainer.tensors, probe)
         self.evaluator = Evaluator(self.env_id, [self.seed], 10)
-        self.policy = MarkovPolicy(self.trainer, self.problem, 10)
+        self.policy = MarkovPolicy(self.trainer.agent, self.trainer.tensors, self.problem, 10)
         self.episode = 0
         self.curve: list[list[float]] = []  # (step, mean return, sd)
         self._load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,8 +44,10 @@ def episode_returns(transitions: TensorDict) -> Tensor:
     return empty.index_add_(0, transitions["episode"], reward)
 
 
-def transition_sampler(hp: Any, table: TensorDict, device: torch.device) -> TransitionSampler:
-    return TransitionSampler(table, hp.batch_size, device)
+def transition_sampler(
+    hp: Any, table: TensorDict, device: torch.device, file: Path | None = None
+) -> TransitionSampler:
+    return TransitionSampler(table, hp.batch_size, device, file)
 
 
 def actor_output(loss: LossModule, observed: TensorDict) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -86,8 +87,10 @@ def table(hp: Hyper, transitions: TensorDict) -> TensorDict:
     return steps.set("return_to_go", (to_go / hp.return_scale).float().unsqueeze(-1))
 
 
-def sampler(hp: Hyper, data: TensorDict, device: torch.device) -> WindowSampler:
-    return WindowSampler(data, hp.batch_size, hp.context, device)
+def sampler(
+    hp: Hyper, data: TensorDict, device: torch.device, file: Path | None = None
+) -> WindowSampler:
+    return WindowSampler(data, hp.batch_size, hp.context, device, file)
 
 
 RECIPE = Recipe(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributions as D
+from torch.distributions.kl import register_kl
 
 from rlobj import noise
 from rlobj.tensor_specs import one_hot
@@ -56,18 +57,14 @@ class OneHotCategorical(D.Distribution):
     def probs(self) -> Tensor:
         return self.logits.exp()
 
-    @property
-    def mean(self) -> Tensor:
-        return self.probs
+    mean = probs
 
     @property
     def mode(self) -> Tensor:
         """The likeliest alternative (the first of several), int64."""
         return one_hot(self.logits.argmax(-1), self.num_samples)
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        return self.mode
+    deterministic_sample = mode
 
     def log_prob(self, value: Tensor) -> Tensor:
         """``[*batch]`` for one-hot ``value`` ``[*batch, n]`` of any dtype."""
@@ -99,3 +96,9 @@ class OneHotCategorical(D.Distribution):
         relaxed = self.grad_method is ReparamGradientStrategy.RelaxedOneHot
         soft = perturbed.softmax(-1) if relaxed else self.probs
         return hard + (soft - soft.detach())
+
+
+@register_kl(OneHotCategorical, OneHotCategorical)
+def _kl_divergence(p: OneHotCategorical, q: OneHotCategorical) -> Tensor:
+    terms = p.probs * (p.logits - q.logits)
+    return torch.where(p.probs == 0, 0, terms).sum(-1)  # not 0 * -inf

@@ -65,11 +65,9 @@ class DistributionalQValueModule(QValueModule):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         log_probs = entry(tensordict, self.action_value_key, "Action value")
-        if log_probs.shape[-2] != self.support.shape[-1]:
-            raise RuntimeError(
-                f"{log_probs.shape[-2]} atoms in {tuple(log_probs.shape)}, but the support has "
-                f"{self.support.shape[-1]}"
-            )
+        atoms, shape = len(self.support), tuple(log_probs.shape)
+        if shape[-2] != atoms:
+            raise RuntimeError(f"{shape[-2]} atoms in {shape}, but the support has {atoms}")
         means = (log_probs.exp() * self.support.unsqueeze(-1)).sum(-2)
         if self.action_mask_key is not None:
             mask = entry(tensordict, self.action_mask_key, "Action mask")
@@ -77,7 +75,7 @@ class DistributionalQValueModule(QValueModule):
             least = torch.finfo(log_probs.dtype).min
             log_probs = log_probs.masked_fill(~mask, least)
             means = means.masked_fill(~mask.squeeze(-2), least)
-        return self._write(tensordict, (self._pick(means), log_probs))
+        return self._write(tensordict, self._pick(means), log_probs)
 
 
 class DistributionalDQNnet(TensorDictModuleBase):
@@ -102,9 +100,8 @@ class DistributionalDQNnet(TensorDictModuleBase):
         for source, dest in zip(self.in_keys, self.out_keys, strict=True):
             logits = tensordict.get(source)
             if logits.ndim < 2:
-                raise RuntimeError(
-                    f"{source} needs the axes [*batch, atoms, actions], got {tuple(logits.shape)}"
-                )
+                shape = tuple(logits.shape)
+                raise RuntimeError(f"{source} needs axes [*batch, atoms, actions], got {shape}")
             tensordict.set(dest, logits.log_softmax(-2))
         return tensordict
 

@@ -68,12 +68,15 @@ class CausalTransformer(nn.Module):
     def __init__(self, config: DTConfig) -> None:
         super().__init__()
         if config.activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation {config.activation!r}: choose one of {sorted(_ACTIVATIONS)}"
-            )
+            known = sorted(_ACTIVATIONS)
+            raise ValueError(f"activation {config.activation!r}: choose one of {known}")
         self.positions = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(_EMBEDDING_DROPOUT)
-        blocks = [self._block(config) for _ in range(config.n_layer)]
+        sizes = (config.n_embd, config.n_head, config.resid_pdrop, _ACTIVATIONS[config.activation])
+        block_class = partial(
+            CausalBlock, inner=config.n_inner, attention_dropout=config.attn_pdrop
+        )
+        blocks = [block_class(*sizes) for _ in range(config.n_layer)]
         self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(config.n_embd)
         nn.init.normal_(self.positions.weight, std=_INIT_STD)
@@ -82,17 +85,6 @@ class CausalTransformer(nn.Module):
                 back = layer is block.out or layer is block.down
                 nn.init.normal_(layer.weight, std=_INIT_STD / (2 * config.n_layer) ** (back / 2))
                 nn.init.zeros_(layer.bias)
-
-    @staticmethod
-    def _block(config: DTConfig) -> CausalBlock:
-        return CausalBlock(
-            config.n_embd,
-            config.n_head,
-            config.resid_pdrop,
-            _ACTIVATIONS[config.activation],
-            inner=config.n_inner,
-            attention_dropout=config.attn_pdrop,
-        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         length, most = tokens.shape[1], self.positions.num_embeddings
@@ -153,25 +145,28 @@ class DecisionTransformer(nn.Module):
 class _DTHead(nn.Module):
     """A DecisionTransformer below the layers that make actions of its hidden states."""
 
+    heads: tuple[str, ...]
+
     def __init__(
-        self, state_dim: int, action_dim: int, transformer_config: Config, device: Device
+        self,
+        state_dim: int,
+        action_dim: int,
+        transformer_config: Config = None,
+        device: Device = None,
     ) -> None:
         super().__init__()
         config = _config(transformer_config, self.default_config())
         self.transformer = DecisionTransformer(state_dim, action_dim, config, device)
-        self._sizes = (config.n_embd, action_dim)
-        self._device = device
+        for head in self.heads:
+            layer = nn.Linear(config.n_embd, action_dim, device=device)
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            self.add_module(head, layer)
 
     @classmethod
     def default_config(cls) -> DTConfig:
         """Twice as wide as DecisionTransformer's."""
         return DTConfig(n_embd=512, n_inner=2048)
-
-    def _layer(self) -> nn.Linear:
-        layer = nn.Linear(*self._sizes, device=self._device)
-        nn.init.orthogonal_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        return layer
 
 
 class DTActor(_DTHead):
@@ -181,15 +176,8 @@ class DTActor(_DTHead):
     Arguments and errors are those of :class:`DecisionTransformer`; the default is wider.
     """
 
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        transformer_config: Config = None,
-        device: Device = None,
-    ) -> None:
-        super().__init__(state_dim, action_dim, transformer_config, device)
-        self.action_layer = self._layer()
+    heads = ("action_layer",)
+    action_layer: nn.Linear
 
     def forward(self, observation: Tensor, action: Tensor, return_to_go: Tensor) -> Tensor:
         return self.action_layer(self.transformer(observation, action, return_to_go))
@@ -202,17 +190,10 @@ class OnlineDTActor(_DTHead):
     Arguments and errors are those of :class:`DecisionTransformer`; the default is wider.
     """
 
+    heads = ("action_layer_mean", "action_layer_logstd")
+    action_layer_mean: nn.Linear
+    action_layer_logstd: nn.Linear
     log_std_min, log_std_max = -5.0, 2.0
-
-    def __init__(
-        self,
-        state_dim: int,
-        action_dim: int,
-        transformer_config: Config = None,
-        device: Device = None,
-    ) -> None:
-        super().__init__(state_dim, action_dim, transformer_config, device)
-        self.action_layer_mean, self.action_layer_logstd = self._layer(), self._layer()
 
     def forward(
         self, observation: Tensor, action: Tensor, return_to_go: Tensor

@@ -76,11 +76,8 @@ class MLP(nn.Sequential):
         cells = _widths(depth, num_cells)
         last, n_active = len(cells), len(cells) + activate_last_layer
         layer_options = _options(layer_kwargs, last + 1, "layer_kwargs")
-        between = zip(
-            _options(norm_kwargs, n_active, "norm_kwargs"),
-            _options(activation_kwargs, n_active, "activation_kwargs"),
-            strict=True,
-        )
+        norms = _options(norm_kwargs, n_active, "norm_kwargs")
+        activations = _options(activation_kwargs, n_active, "activation_kwargs")
         layers: list[nn.Module] = []
         sizes = zip([in_features, *cells], [*cells, width], layer_options, strict=True)
         with torch.device(torch.get_default_device() if device is None else device):
@@ -89,10 +86,9 @@ class MLP(nn.Sequential):
                 single = i == last and single_bias_last_layer
                 layers += _linear(layer_class, size_in, size_out, options, single)
                 if i < n_active:
-                    norm, activation = next(between)
                     layers += [] if dropout is None else [nn.Dropout(dropout)]
-                    layers += [] if norm_class is None else [norm_class(**norm)]
-                    layers.append(activation_class(**activation))
+                    layers += [] if norm_class is None else [norm_class(**norms[i])]
+                    layers.append(activation_class(**activations[i]))
         super().__init__(*layers)
         self._shape = shape
 
@@ -131,10 +127,8 @@ def _linear(
 ) -> list[nn.Module]:
     """A layer, and the one number that takes its bias's place."""
     if single_bias and options["bias"]:
-        return [
-            *_linear(layer_class, size_in, size_out, {**options, "bias": False}, False),
-            SharedBias(),
-        ]
+        bare = _linear(layer_class, size_in, size_out, {**options, "bias": False}, False)
+        return [*bare, SharedBias()]
     if size_in is not None:
         return [layer_class(size_in, size_out, **options)]
     if layer_class is not nn.Linear:

@@ -19,7 +19,7 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential, dispatch
 from torch import Tensor, nn
 
-from rlobj.specs import Composite, TensorSpec, action_space_of, one_hot
+from rlobj.specs import Composite, TensorSpec, action_space_of, action_spec_of, one_hot
 
 VarNums = int | Sequence[int] | None
 StrictShape = bool | Literal["auto"] | None
@@ -91,13 +91,13 @@ class QValueModule(TensorDictModuleBase):
             out_keys = ["action", self.action_value_key, "chosen_action_value"]
         if self.action_value_key not in out_keys:
             raise RuntimeError(f"out_keys {out_keys} lack the key {self.action_value_key!r}")
-        masks = [] if action_mask_key is None else [action_mask_key]
-        self.in_keys: list[Any] = [self.action_value_key, *masks]
+        read = (self.action_value_key, action_mask_key)
+        self.in_keys: list[Any] = [k for k in read if k is not None]
         self.out_keys: list[Any] = list(out_keys)
         self.spec = _composite(spec, self.out_keys)
         self.safe, self.strict_shape = safe, strict_shape
-        own = _action_spec(spec)
-        self.var_nums = getattr(own, "nvec", None) if var_nums is None else var_nums
+        own = getattr(action_spec_of(spec), "nvec", None)
+        self.var_nums = own if var_nums is None else var_nums
         if self.action_space == "mult_one_hot" and self.var_nums is None:
             raise ValueError("action_space 'mult_one_hot' needs var_nums, or a MultiOneHot spec")
 
@@ -106,7 +106,7 @@ class QValueModule(TensorDictModuleBase):
         values = self._masked(entry(tensordict, self.action_value_key, "Action value"), tensordict)
         action = self._pick(values)
         chosen = value_of(values, action, self.action_space).unsqueeze(-1)
-        return self._write(tensordict, (action, values, chosen))
+        return self._write(tensordict, action, values, chosen)
 
     def _masked(self, values: Tensor, tensordict: TensorDictBase) -> Tensor:
         if self.action_mask_key is None:
@@ -135,7 +135,7 @@ class QValueModule(TensorDictModuleBase):
             "of that shape, or strict_shape='auto' to reshape actions, or False"
         )
 
-    def _write(self, tensordict: TensorDictBase, values: Sequence[Tensor]) -> TensorDictBase:
+    def _write(self, tensordict: TensorDictBase, *values: Tensor) -> TensorDictBase:
         for key, value in zip(self.out_keys, values, strict=True):
             tensordict.set(key, value)
         return tensordict
@@ -227,13 +227,12 @@ def resolve_action_space(action_space: object, spec: object) -> str:
     Raises:
         ValueError: when both are missing, or they disagree.
     """
-    named = None if action_space is None else action_space_of(action_space)
-    known = None if spec is None else action_space_of(spec)
-    if named is not None and known is not None and named != known:
-        raise ValueError(f"action_space {named!r} does not match the spec's, {known!r}")
-    if named is None and known is None:
+    known = [action_space_of(x) for x in (action_space, spec) if x is not None]
+    if not known:
         raise ValueError("the action space is unknown: give action_space or spec")
-    return str(named or known)
+    if known[0] != known[-1]:
+        raise ValueError(f"action_space {known[0]!r} does not match the spec's, {known[-1]!r}")
+    return known[0]
 
 
 def _composite(spec: TensorSpec | None, out_keys: Sequence[NestedKey]) -> Composite:
@@ -246,10 +245,6 @@ def _composite(spec: TensorSpec | None, out_keys: Sequence[NestedKey]) -> Compos
         if key not in spec:
             spec[key] = None
     return spec
-
-
-def _action_spec(spec: Any) -> Any:
-    return spec["action"] if isinstance(spec, Composite) and "action" in spec else spec
 
 
 def entry(tensordict: TensorDictBase, key: NestedKey, what: str) -> Tensor:

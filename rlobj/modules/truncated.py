@@ -58,10 +58,6 @@ class TruncatedNormal(_Diagonal):
         inside = (value >= self.low) & (value <= self.high)
         return torch.where(inside, density, -torch.inf).sum(-1)
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        value = self.rsample(sample_shape)
-        return value, self.log_prob(value)
-
     @property
     def mode(self) -> Tensor:
         return self.loc.clamp(self.low, self.high)
@@ -73,7 +69,4 @@ class TruncatedNormal(_Diagonal):
         low, high = ((log_density - self._log_mass).exp() for log_density in ends)
         return self.loc + self.scale.square() * (low - high)
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The mean, as upstream."""
-        return self.mean
+    deterministic_sample = mean  # as upstream

@@ -317,7 +317,13 @@ class VTrace(ValueEstimatorBase):
 
     @classmethod
     def for_loss(cls, loss_module: Any, **hyperparams: Any) -> ValueEstimatorBase:
-        """As for every estimator; importance weights follow the loss's actor as it learns."""
+        """As for every estimator; importance weights follow the loss's actor as it learns.
+
+        Raises:
+            NotImplementedError: on actions of several parts, too.
+        """
+        if isinstance(getattr(loss_module.tensor_keys, "action", None), list):
+            raise NotImplementedError("V-trace knows no actions of several parts")
         return super().for_loss(loss_module, actor_network=_ActorOf(loss_module), **hyperparams)
 
     def _also_read(self) -> list[NestedKey]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from tensordict import NestedKey, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase, dispatch, skip_existing
 from torch import Tensor, nn
 
+from rlobj._arguments import show_shared
 from rlobj.utils import weight_like
 from rlobj.value.networks import Chunks, Fused, call, entry, standardize
 from rlobj.value.options import in_grad_mode
@@ -70,11 +70,7 @@ class ValueEstimatorBase(TensorDictModuleBase):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show the shared options, which subclasses pass on, in signatures and help texts."""
         super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__)
-        shared = inspect.signature(ValueEstimatorBase.__init__).parameters
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        named += [p for name, p in shared.items() if name not in own.parameters]
-        cls.__init__.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+        show_shared(cls, ValueEstimatorBase)
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ shapes: sizes and loops never depend on values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -115,20 +116,25 @@ def group_index(group: Tensor) -> Tensor:
 
 
 def standardize(
-    x: Tensor, eps: float, valid: Tensor | None = None, group: Tensor | None = None
+    x: Tensor,
+    eps: float,
+    valid: Tensor | None = None,
+    group: Tensor | None = None,
+    axes: Sequence[int] | None = None,
 ) -> Tensor:
     """``(x - mean) / max(sd, eps)`` with the unbiased standard deviation.
 
-    Statistics are over all elements, or over those with the same integer in ``group``; elements
-    that are not ``valid`` do not count and become 0. A single element becomes 0.
+    Statistics are over all elements, along ``axes``, or over those with the same integer in
+    ``group``; elements that are not ``valid`` do not count and become 0, as does a single one.
     """
     weight = torch.ones_like(x) if valid is None else weight_like(valid, x).to(x.dtype)
+    x = x if valid is None else x.where(weight.bool(), 0)
     index = None if group is None else group_index(weight_like(group, x))
 
     def total(values: Tensor) -> Tensor:
         """Sum over each element's group, at that element."""
         if index is None:
-            return values.sum()
+            return values.sum() if axes is None else values.sum(tuple(axes), keepdim=True)
         sums = torch.zeros_like(values.flatten()).scatter_add(0, index, values.flatten())
         return sums[index].reshape(values.shape)
 

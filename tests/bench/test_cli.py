@@ -283,9 +283,9 @@ def test_a_diverged_run_is_told_and_stays_told(data: Path, tmp_path: Path) -> No
 def test_a_run_that_cannot_begin_is_one_line(data: Path, tmp_path: Path) -> None:
     """Catches: a traceback on the terminal, and a run that no report knows of."""
     done = bench(*small_run(data, tmp_path, steps=10), "batch_size=99999999999")
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "failed" in line]
-    assert line.startswith("failed TD3+BC · ") and "memory" in line
+    assert line.startswith("failed TD3+BC · ") and "out of memory: 2 seeds" in line
     assert "Traceback" not in done.stderr
     for seed in (0, 1):
         (log,) = (tmp_path / "runs").rglob(f"seed-{seed}/error.log")

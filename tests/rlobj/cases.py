@@ -40,7 +40,7 @@ from rlobj.modules import (
     ValueOperator,
 )
 from rlobj.specs import Bounded
-from tests.rlobj import discrete
+from tests.rlobj import discrete, dreams, on_policy, teams
 
 OBS, ACT, N, STEPS = 3, 2, 5, 4
 ACTIONS = 3
@@ -173,7 +173,12 @@ CASES: dict[str, Callable[..., LossModule]] = {
     "dt": lambda **kw: DTLoss(window(), **kw),
     "online_dt": lambda **kw: OnlineDTLoss(stochastic_window(), samples_mc_entropy=2, **kw),
     **discrete.DISCRETE,
+    **teams.TEAMS,
+    **on_policy.ON_POLICY,
+    **dreams.DREAMS,
 }
+# whose reduction can be chosen; Dreamer's is a mean, as upstream
+REDUCIBLE = tuple(name for name in CASES if name not in dreams.DREAMS)
 ENSEMBLES = (
     *("td3_bc", "iql", "sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange"),
     *("discrete_sac", "redq", "edac", "awac", "td3", "rebrac"),
@@ -187,7 +192,8 @@ def perturb(loss: LossModule, seed: int = 1) -> LossModule:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in loss.tensors().items():
         fixed = name.endswith(".support")
-        if ("network_params" in name and not fixed) or name.startswith("log_alpha"):
+        trained = "network_params" in name or name.startswith((*dreams.NETWORKS, "log_alpha"))
+        if trained and not fixed:
             tensor.data.copy_(0.6 * torch.randn(tensor.shape, generator=generator))
     loss.mark_updated()
     return loss
@@ -230,6 +236,9 @@ def windows(seed: int = 0) -> TensorDict:
 def batch_for(name: str, seed: int = 0) -> TensorDict:
     if name in discrete.DISCRETE:
         return discrete.batch(discrete.SPACE_OF.get(name, "one_hot"), seed)
+    for there in (on_policy, teams, dreams):
+        if name in there.OUT_KEYS:
+            return there.batch(name, seed)
     if name in ("dt", "online_dt"):
         return windows(seed)
     data, generator = batch(seed), torch.Generator().manual_seed(seed + 100)

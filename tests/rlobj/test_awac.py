@@ -93,5 +93,9 @@ def test_entropy_and_temperature() -> None:
     tape = cases.tape_for(loss, data)
     own = taped(tape[1:], loss.actor_loss, data)[1]["log_prob"]
     assert_close(taped(tape, loss, data)["entropy"], -own.mean())
+    assert_close(
+        data["td_error"].squeeze(-1), taped(tape[:1], loss.qvalue_loss, data)[1]["td_error"]
+    )
+    assert data["td_error"].shape == (cases.N, 1)
     with pytest.raises(ValueError, match="temperature must be positive"):
         cases.CASES["awac"](temperature=0.0)

@@ -84,7 +84,10 @@ def test_bc_gradient(name: str) -> None:
 def test_bc_own_distance() -> None:
     observation, action = torch.tensor([[1.0], [-2.0]]), torch.tensor([[0.25], [1.5]])
     loss = BCLoss(half(), loss_function=lambda predicted, target: 2 * predicted - target)
-    assert_close(loss(observation=observation, action=action), ((1 - 0.25) + (-2 - 1.5)) / 2)
+    value = loss(observation=observation, action=action)
+    assert_close(value, ((1 - 0.25) + (-2 - 1.5)) / 2)
+    # 2 w s - a by w: the mean of 2 s
+    assert_close(torch.autograd.grad(value, list(loss.parameters()))[0], [[-1.0]])
 
 
 def scores() -> TensorDictModule:
@@ -106,6 +109,9 @@ def test_bc_cross_entropy_by_loop(shape: tuple[int, ...], kind: str | None) -> N
     data = data.select("observation").reshape(1, 5) if shape[0] == 1 else data
     data["action"] = chosen.reshape(shape)
     assert_close(loss.actor_loss(data)[0].flatten(), expected)
+    cases.check_gradient(loss, lambda: loss.actor_loss(data)[0], "actor_network_params")
+    deep = data.reshape(1, 1, 5)
+    assert_close(loss.actor_loss(deep)[0].flatten(), expected)
 
 
 @pytest.mark.parametrize("per_entry", [True, False])
@@ -207,6 +213,10 @@ def test_dt_gradient_is_the_slope_and_spares_the_target() -> None:
     assert recorded.grad is None
     predicted = loss.run_network("actor_network", data)["action"]
     assert_close(value, (predicted - recorded).detach().pow(2).mean())
+
+
+def test_dt_moves_to_a_device() -> None:
+    assert DTLoss(cases.window(), device=torch.device("meta")).device.type == "meta"
 
 
 def test_dt_default_is_l2() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlobj import LossModule
+from tests.rlobj import dreams
 from tests.rlobj.cases import CASES, batch_for, build
 
 
@@ -19,7 +20,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def terms_and_gradients(loss: LossModule, forward: object, name: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    out = forward(batch_for(name))
+    out = dreams.terms(forward(batch_for(name)))
     found = {k: v for k, v in out.items() if isinstance(v, Tensor)}
     total = sum(v.sum() for k, v in found.items() if k.startswith("loss"))
     params = {k: p for k, p in loss.named_parameters() if p.requires_grad}

@@ -225,6 +225,7 @@ def test_forward_reduces_terms_and_writes_priority() -> None:
         assert_close(data[f"pred_q{i + 1}"].squeeze(-1), q_info["pred_value"][i])
         assert_close(data[f"cql_q{i + 1}_loss"].squeeze(-1), cql_info["cql_gap"][i])
         assert not data[f"pred_q{i + 1}"].requires_grad
+        assert data[f"cql_q{i + 1}_loss"].shape == data[f"pred_q{i + 1}"].shape == (cases.N, 1)
 
 
 TERMS = {
@@ -294,3 +295,12 @@ def test_windows_of_time() -> None:
         taped(t[3:], loss.q_loss, d)[0] for t, d in ((tape, flat), (split, flat.reshape(2, 3)))
     )
     assert_close(shaped.reshape(6), value)
+
+
+@pytest.mark.parametrize(("log", "alpha"), [(-2.0, math.exp(-2.0)), (14.0, 1e6)])
+def test_range_of_the_dual_variable(log: float, alpha: float) -> None:
+    """alpha' may fall below one, and stops at a million, as upstream."""
+    loss = built(with_lagrange=True)
+    loss.log_alpha_prime.data.fill_(log)
+    value = loss.alpha_prime_loss(torch.tensor([[3.0], [5.0]]))[0]
+    assert_close(value, [-alpha * (4.0 - THRESHOLD)])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import rlobj.cql
 import rlobj.iql
 from rlobj import CQLLoss, DiscreteCQLLoss, DiscreteIQLLoss, LossModule
+from rlobj.discrete_cql import soft_maximum
 from rlobj.modules import OneHotCategorical, ProbabilisticActor, SafeModule
 from rlobj.specs import OneHot
 from tests.rlobj import cases, discrete
@@ -74,6 +75,24 @@ def test_cql_gradient(term: str) -> None:
     cases.check_gradient(loss, lambda: getattr(loss, term)(data)[0], "value_network_params")
 
 
+def test_upstream_bootstraps_from_the_online_network() -> None:
+    loss, data = cql("one_hot", upstream=True), discrete.batch(n=16)
+    (online,) = numbers(loss, "value_network_params")
+    goals = [
+        row["r"] + (0.0 if row["end"] else GAMMA * max(linear(online, row["s2"])))
+        for row in discrete.rows(data, "one_hot")
+    ]
+    assert_close(loss.value_loss(data)[1]["target_value"], goals)
+
+
+def test_soft_maximum_of_equal_choices() -> None:
+    """Widths as a list, or one for all: log(e + e^2) + log(e^3 + e^4) either way."""
+    values = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    expected = math.log(math.e + math.e**2) + math.log(math.e**3 + math.e**4)
+    for widths in (2, [2, 2]):
+        assert_close(soft_maximum(values, "mult_one_hot", widths), expected)
+
+
 def test_cql_errors() -> None:
     with pytest.raises(TypeError, match="make_value_estimator"):
         DiscreteCQLLoss(discrete.q_actor(), gamma=0.9)
@@ -132,6 +151,12 @@ def test_iql_by_loop(space: str, column: bool) -> None:
     assert_close(out["entropy"], -sum(expected["log_prob"]) / 40)
     assert_close(data["td_error"], expected["td_error"])
     assert_close(data["_log_prob"], expected["log_prob"])
+
+
+def test_iql_on_batches_that_end_in_an_axis_of_one() -> None:
+    loss, data = iql("categorical", reduction="none"), discrete.batch("categorical", n=6)
+    flat = loss.actor_loss(data)[0].detach()
+    assert_close(loss.actor_loss(data.reshape(6, 1))[0], flat.unsqueeze(-1))
 
 
 @pytest.mark.parametrize("space", ["mult_one_hot", "binary"])

@@ -129,3 +129,13 @@ def test_action_space() -> None:
     networks[0].spec = None
     with pytest.warns(UserWarning, match="DiscreteSACLoss: action_space is unknown, one-hot"):
         assert DiscreteSACLoss(*networks, num_actions=5).action_space == "one_hot"
+
+
+def test_skipped_states_may_hold_anything() -> None:
+    """The state after the end may be NaN; a truncated step still counts."""
+    plain, skips = (built(reduction="none", skip_done_states=s) for s in (False, True))
+    data = batch()
+    expected = plain.qvalue_loss(data)[0].detach()
+    data["next", "observation"][data["next", "terminated"].squeeze(-1)] = math.nan
+    assert not plain.qvalue_loss(data)[0].isfinite().all()
+    assert_close(skips.qvalue_loss(data)[0], expected)

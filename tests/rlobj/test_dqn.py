@@ -79,6 +79,7 @@ def test_dqn_by_hand() -> None:
 def test_without_delay_the_target_is_the_online_network() -> None:
     loss, data = dqn(delay_value=False), discrete.batch()
     assert loss.delayed_networks() == []
+    assert (loss.delay_value, dqn().delay_value) == (False, True)
     (online,) = numbers(loss, "value_network_params")
     expected = [
         r["r"] + (0.0 if r["end"] else GAMMA * max(linear(online, r["s2"])))
@@ -142,6 +143,14 @@ def test_projection_by_hand() -> None:
                  [0.375, 0.425, 0.2])  # fmt: skip
     assert_close(project_distribution(probs, torch.tensor([-4.0, 1.5, 2.0]), support),
                  [0.5, 0.15, 0.35])  # fmt: skip
+
+
+def test_projection_onto_other_spacings() -> None:
+    """Of atoms -1, -0.5, 0 and 1, 4, 7: -0.6 is a fifth of the way down from -0.5, 2 a third up."""
+    wide, narrow = torch.tensor([1.0, 4.0, 7.0]), torch.tensor([-1.0, -0.5, 0.0])
+    one = torch.ones(1)
+    assert_close(project_distribution(one, torch.tensor([-0.6]), narrow), [0.2, 0.8, 0.0])
+    assert_close(project_distribution(one, torch.tensor([2.0]), wide), [2 / 3, 1 / 3, 0.0])
 
 
 def test_projection_by_loop() -> None:
@@ -278,6 +287,15 @@ def test_unknown_action_spaces() -> None:
     net.spec = None
     with pytest.warns(UserWarning, match="one-hot is assumed"):
         assert DQNLoss(net).action_space == "one_hot"
+
+
+@pytest.mark.parametrize("known", [{"spec": OneHot(5)}, {"action_space": "one_hot"}])
+def test_action_space_of_the_network(known: dict) -> None:
+    """Its spec or its name is enough."""
+    net = TensorDictModule(nn.Linear(3, 5), in_keys=["observation"], out_keys=["action_value"])
+    for name, value in known.items():
+        setattr(net, name, value)
+    assert DQNLoss(net).action_space == "one_hot"
 
 
 def test_a_network_that_writes_no_greedy_value_is_named() -> None:

@@ -96,6 +96,14 @@ def test_alike_and_opposed_critics() -> None:
     assert_close(loss.diversity_loss(data)[0], [-2.0] * cases.N)
 
 
+def test_critics_that_ignore_the_action() -> None:
+    """No direction, no diversity."""
+    loss, data = build("edac", eta=ETA), cases.batch()
+    loss.qvalue_network_params["module", "linear", "weight"].data[..., cases.OBS :] = 0.0
+    value = loss.diversity_loss(data)[0]
+    assert_close(value, 0.0)
+
+
 def test_without_the_term_it_is_sac_with_many_critics() -> None:
     loss, sac = build("edac", eta=0.0), build("sac", num_qvalue_nets=3, loss_function="l2")
     data = cases.batch()

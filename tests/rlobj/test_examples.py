@@ -8,25 +8,43 @@ from collections.abc import Callable
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
+from tensordict.nn import (
+    NormalParamExtractor,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictSequential,
+)
 from torch import Tensor, nn
 
 import rlobj
 from rlobj import DQNLoss, LossModule, SoftUpdate, ValueEstimators
+from rlobj.envs.model_based.dreamer import DreamerEnv
 from rlobj.modules import (
     MLP,
     Actor,
+    ActorValueOperator,
     DistributionalQValueActor,
+    DreamerActor,
     DTActor,
+    MultiAgentMLP,
+    ObsDecoder,
+    ObsEncoder,
     OneHotCategorical,
     OnlineDTActor,
     ProbabilisticActor,
+    QMixer,
     QValueActor,
+    QValueModule,
+    RSSMPosterior,
+    RSSMPrior,
+    RSSMRollout,
     SafeModule,
     TanhDelta,
     TanhNormal,
     TruncatedNormal,
     ValueOperator,
+    VDNMixer,
+    WorldModelWrapper,
 )
 from rlobj.specs import Bounded, Categorical, Composite, OneHot, Unbounded
 
@@ -236,6 +254,124 @@ def test_a_trunk_that_actor_and_critic_share() -> None:
         shared = loss.actor_network_params["module", "0", "module", "0", "module", "weight"]
         assert (shared.grad is None) == separate
         trunk.zero_grad(set_to_none=True)
+
+
+ON_POLICY: dict[str, Callable[..., LossModule]] = {
+    "PPO": rlobj.PPOLoss,
+    "ClipPPO": rlobj.ClipPPOLoss,
+    "KLPENPPO": rlobj.KLPENPPOLoss,
+    "A2C": lambda actor, value: rlobj.A2CLoss(actor, value, loss_critic_type="l2"),
+    "Reinforce": rlobj.ReinforceLoss,
+}
+
+
+@pytest.mark.parametrize("name", ON_POLICY)
+def test_on_policy(name: str) -> None:
+    """Networks with a layer in common, and advantages that the loss computes."""
+    layer = nn.Linear(N_OBS, 5)
+    net = nn.Sequential(layer, nn.Linear(5, 2 * N_ACT), NormalParamExtractor())
+    module = SafeModule(net, in_keys=["observation"], out_keys=["loc", "scale"])
+    actor = ProbabilisticActor(
+        module=module, distribution_class=TanhNormal, in_keys=["loc", "scale"], spec=box()
+    )
+    value = ValueOperator(module=nn.Sequential(layer, nn.Linear(5, 1)), in_keys=["observation"])
+    loss, data = ON_POLICY[name](actor, value), batch(box())
+    data["loc"], data["scale"] = torch.zeros(2, N_ACT), torch.ones(2, N_ACT)
+    data["sampleLogProb"] = torch.randn(2) / 10
+    loss.set_keys(sample_log_prob="sampleLogProb")
+    check(loss, data)
+
+
+@pytest.mark.parametrize("option", [1, 2])
+def test_clip_ppo_on_a_trunk(option: int) -> None:
+    """The trunk called by actor and critic each, or once for both."""
+    common = SafeModule(nn.Linear(N_OBS, 6), in_keys=["observation"], out_keys=["hidden"])
+    net = nn.Sequential(nn.Linear(6, 2 * N_ACT), NormalParamExtractor())
+    actor_head = ProbabilisticActor(
+        SafeModule(net, ["hidden"], ["loc", "scale"]), ["loc", "scale"],
+        distribution_class=TanhNormal, return_log_prob=True,
+    )  # fmt: skip
+    value_head = ValueOperator(nn.Linear(6, 1), in_keys=["hidden"])
+    model = ActorValueOperator(common, actor_head, value_head)
+    data = model(batch(box())).detach()
+    if option == 1:
+        loss = rlobj.ClipPPOLoss(model.get_policy_operator(), model.get_value_operator())
+    else:
+        actor = ProbabilisticTensorDictSequential(model, actor_head)
+        loss = rlobj.ClipPPOLoss(actor, value_head)
+    data["advantage"], data["value_target"] = torch.randn(2, 1), torch.randn(2, 1)
+    train_a_step(loss, data)
+
+
+def test_a_team() -> None:
+    """Agents with a Q-network each, or one that they share, under both mixers."""
+    crew, state = 4, (2, 3)
+    own = MultiAgentMLP(N_OBS, N_ACT, crew, centralized=False, share_params=False, depth=1)
+    for net, mixer in ((own, QMixer(state, 8, crew, "cpu")), (nn.Linear(N_OBS, N_ACT), None)):
+        keys = [("agents", k) for k in ("action", "action_value", "chosen_action_value")]
+        module = TensorDictModule(net, [("agents", "observation")], [keys[1]])
+        greedy = QValueModule("categorical", action_value_key=keys[1], out_keys=keys)
+        policy = TensorDictSequential(module, greedy)
+        mixing = TensorDictModule(
+            mixer or VDNMixer(n_agents=crew, device="cpu"),
+            in_keys=[keys[2], *(["state"] if mixer else [])],
+            out_keys=["chosen_action_value"],
+        )
+        seen = {("agents", "observation"): torch.randn(2, crew, N_OBS)}
+        seen["state"] = torch.randn(2, *state)
+        flag = torch.zeros(2, 1, dtype=torch.bool)
+        after = {**seen, "reward": torch.randn(2, 1), "done": flag, "terminated": flag}
+        data = TensorDict({**seen, "next": TensorDict(after, [2])}, [2])
+        check(rlobj.QMixerLoss(policy, mixing, action_space="categorical"), policy(data))
+
+
+def test_a_world_model_and_what_is_learned_in_it() -> None:
+    """Dreamer: windows of images train the model, its states the policy, its dreams the values."""
+    state, belief, after = 3, 6, [("next", "state"), ("next", "belief")]
+    prior = RSSMPrior(box(), hidden_dim=belief, rnn_hidden_dim=belief, state_dim=state)
+    written = [("next", k) for k in ("prior_mean", "prior_std")]
+    observed = [("next", k) for k in ("posterior_mean", "posterior_std", "state")]
+    seen, read = ("next", "encoded_latents"), ["state", "belief"]
+    model = WorldModelWrapper(
+        TensorDictSequential(
+            TensorDictModule(ObsEncoder(channels=2), [("next", "pixels")], [seen]),
+            RSSMRollout(
+                TensorDictModule(prior, [*read, "action"], [*written, "_", ("next", "belief")]),
+                TensorDictModule(RSSMPosterior(state_dim=state), [after[1], seen], observed),
+            ),
+            TensorDictModule(ObsDecoder(channels=2), after, [("next", "reco_pixels")]),
+        ),
+        TensorDictModule(MLP(out_features=1, depth=1), after, [("next", "reward")]),
+    )
+    dreamed = TensorDictModule(prior, [*read, "action"], ["_", "_", *read])
+    reward = TensorDictModule(model.get_reward_operator().module, read, ["reward"])
+    world = DreamerEnv(WorldModelWrapper(dreamed, reward), (state,), (belief,))
+    policy = ProbabilisticActor(
+        TensorDictModule(DreamerActor(N_ACT, depth=1), read, ["loc", "scale"]),
+        ["loc", "scale"],
+        spec=Composite(action=box()),
+        distribution_class=TanhNormal,
+        distribution_kwargs={"tanh_loc": True},
+    )
+    value = TensorDictModule(MLP(out_features=1, depth=1), read, ["state_value"])
+    sizes = {"state": (state,), "belief": (belief,), "action": (N_ACT,)}
+    sizes |= {("next", "pixels"): (3, 64, 64), ("next", "reward"): (1,)}
+    data = TensorDict({k: torch.randn(2, 5, *size) for k, size in sizes.items()}, [2, 5])
+    value(policy(model(data.clone())))  # sizes that the first inputs decide
+
+    model_loss = rlobj.DreamerModelLoss(model, free_nats=0)
+    actor_loss = rlobj.DreamerActorLoss(policy, value, world, imagination_horizon=4)
+    actor_loss.make_value_estimator(ValueEstimators.TDLambda, gamma=0.99, lmbda=0.95)
+    value_loss = rlobj.DreamerValueLoss(value)
+    for loss, net in ((model_loss, model), (actor_loss, policy), (value_loss, value)):
+        before = [p.detach().clone() for p in net.parameters()]
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        optimizer.zero_grad()
+        losses, data = loss(data)
+        sum(losses.values()).backward()
+        optimizer.step()
+        assert not any(map(torch.equal, net.parameters(), before))
+        data = data.select("state", "belief").reshape(-1) if loss is model_loss else data
 
 
 def test_an_unbounded_action() -> None:

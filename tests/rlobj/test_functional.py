@@ -22,22 +22,24 @@ from rlobj import (
     noise,
 )
 from rlobj.modules import Actor, Dropout, ProbabilisticActor, TanhNormal, ValueOperator
-from tests.rlobj import cases
+from tests.rlobj import cases, dreams, on_policy
 from tests.rlobj.cases import CASES, ENSEMBLES, assert_close, batch_for, build, tape_for, taped
 
 STOCHASTIC = (
     *("sac", "sac_delayed", "sac_v1", "cql", "cql_lagrange", "redq", "edac", "awac"),
     *("td3_bc", "td3", "rebrac", "cal_ql", "cal_ql_lagrange", "xql_random", "online_dt"),
+    *("dreamer_model", "dreamer_actor"),
+    *on_policy.STOCHASTIC,
 )
 each_loss = pytest.mark.parametrize("name", CASES)
 
 
 def computed(loss: LossModule, data: TensorDict, tape: list[Tensor]) -> TensorDict:
-    return taped(tape, loss, data.clone())
+    return dreams.terms(taped(tape, loss, data.clone()))
 
 
 def losses_of(out: TensorDict) -> Tensor:
-    return torch.stack([v for k, v in out.items() if k.startswith("loss")])
+    return torch.stack([v for k, v in dreams.terms(out).items() if k.startswith("loss")])
 
 
 def same(one: TensorDict, other: TensorDict) -> None:
@@ -80,6 +82,7 @@ def test_input_keeps_its_entries(name: str) -> None:
     added = set(data.keys()) - set(before.keys())
     writes = ("priority", "pred_val", "pred_q1", "pred_q2", "cql_q1_loss", "cql_q2_loss")
     writes += ("log_prob",) if isinstance(loss, IQLLoss) else ()
+    writes += ("advantage", "value_target", "value") if name == "reinforce" else ()
     named = {getattr(loss.tensor_keys, k) for k in writes if hasattr(loss.tensor_keys, k)}
     assert added == named
     assert (data.select(*before.keys()) == before).all()
@@ -156,7 +159,7 @@ def test_vmap_over_seeds_equals_a_loop(name: str) -> None:
             return losses_of(taped(tape, loss, batch))
 
     stacked = {k: torch.stack([m[k].detach() for m in members]) for k in members[0]}
-    wanted = [k for k in stacked if k in dict(loss.named_parameters())]
+    wanted = [k for k in stacked if k in dict(loss.named_parameters()) and k not in dreams.HELD]
     for k in wanted:
         stacked[k].requires_grad_()
     noises = [torch.stack(t) for t in zip(*tapes, strict=True)]

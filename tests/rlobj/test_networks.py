@@ -171,6 +171,32 @@ def test_assigned_buffers_cannot_be_bound() -> None:
         loss.value(cases.batch())
 
 
+class Averages(Counts):
+    """Assigns a buffer something that has a gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.linear(x)
+        self.count = out.mean()
+        return out
+
+
+def test_assigned_buffers_are_constants() -> None:
+    loss = Held(module(Averages()))
+    value = loss.value(cases.batch())
+    held = loss.net_params["module", "count"]
+    assert not held.requires_grad
+    assert_close(held, value.detach().mean())
+
+
+@pytest.mark.parametrize("copied", [None, True, False])
+def test_networks_with_their_parameters(copied: bool | None) -> None:
+    net, data = module(nn.Linear(OBS, 1)), cases.batch()
+    wanted, loss = expected(net, data).detach(), Held(net)
+    held = loss.get_stateful_net("net", copied)
+    assert (held is loss.__dict__["net"]) == (copied is False)
+    assert_close(held(data.clone())["value"], wanted)
+
+
 @pytest.mark.parametrize("members", [2, 5])
 @pytest.mark.parametrize("randomness", ["same", "different", "error"])
 def test_randomness_across_members(members: int, randomness: str) -> None:

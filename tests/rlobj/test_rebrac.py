@@ -42,6 +42,8 @@ def test_critic_by_loop() -> None:
 @pytest.mark.parametrize("normalize_q", [True, False])
 def test_actor_by_loop(normalize_q: bool) -> None:
     loss, data = built(normalize_q=normalize_q, reduction="none"), batch_for("rebrac")
+    q = loss.actor_loss(data)[1]["state_action_value_actor"].min(0).values
+    loss.qvalue_network_params["module", "linear", "bias"].data.sub_(q.median())
     actor, critics = (
         numbers(loss, "actor_network_params")[0],
         numbers(loss, "qvalue_network_params"),
@@ -49,6 +51,7 @@ def test_actor_by_loop(normalize_q: bool) -> None:
     actions = [linear(actor, row["s"]) for row in rows(data)]
     pairs = list(zip(rows(data), actions, strict=True))
     least = [min(linear(q, row["s"], a)[0] for q in critics) for row, a in pairs]
+    assert min(least) < 0 < max(least)
     gaps = [square(a, row["a"]) for row, a in pairs]
     lmbd = cases.N / sum(abs(q) for q in least) if normalize_q else 1.0
     value, info = loss.actor_loss(data)

@@ -188,6 +188,18 @@ def test_temperature_comes_back_at_once() -> None:
     assert_close(loss.log_alpha, math.log(0.2))
 
 
+@pytest.mark.parametrize("name", ["sac", "discrete_sac", "cql", "online_dt"])
+@pytest.mark.parametrize(
+    ("bounds", "start", "end"),
+    [({"max_alpha": 0.9}, 50.0, 0.9), ({"min_alpha": 0.2}, -50.0, 0.2)],
+)
+def test_one_end_is_enough(name: str, bounds: dict[str, float], start: float, end: float) -> None:
+    loss = cases.build(name, alpha_init=0.5, **bounds)
+    loss.log_alpha.data.fill_(start)
+    loss(cases.batch_for(name))
+    assert_close(loss.log_alpha, math.log(end))
+
+
 def test_range_of_the_temperature() -> None:
     actor, critic = cases.stochastic(), cases.critic()
     alone = SACLoss(actor, critic, min_alpha=0.2)

@@ -133,7 +133,7 @@ def test_uniform_draw_by_hand() -> None:
         (lambda: Binary(3, (2,)), r"shape\[-1\] == 3"),
         (lambda: Categorical(3, mask=torch.zeros(3)), "mask needs 3 entries"),
         (lambda: MultiOneHot([2, 3], mask=torch.ones(4)), "mask needs 5 entries"),
-        (lambda: MultiOneHot([2, 3], mask=SOME & False), "mask needs 2 entries"),
+        (lambda: MultiOneHot([2, 3], mask=SOME & False), "mask needs 5 entries"),
         (lambda: Categorical(4, mask=MASK), "mask needs 4 entries"),
         (lambda: Composite(a=OneHot(3), shape=(2,)), "does not begin with"),
     ],

@@ -28,6 +28,7 @@ LAYOUTS = [
     ((7, 2, 3), 0),
     ((2, 6), -1),
     ((2, 4, 3, 1), 1),
+    ((2, 3, 4, 1), -2),
     ((3, 1, 1), -2),
 ]
 each_layout = pytest.mark.parametrize(("shape", "time_dim"), LAYOUTS)

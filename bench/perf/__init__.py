@@ -1,0 +1,1 @@
+"""Training speed beside other libraries: ``bench perf``."""

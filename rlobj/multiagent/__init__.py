@@ -1,0 +1,5 @@
+"""Losses of teams of agents."""
+
+from rlobj.multiagent.qmixer import QMixerLoss
+
+__all__ = ["QMixerLoss"]
