@@ -129,7 +129,13 @@ class PPOLoss(OnPolicyLoss):
         proximal = behaviour = joint(old, shape) if composite else old[0].unsqueeze(-1)
         if self.delay_actor:
             proximal = self._log_prob(self._delayed_policy(batch), batch, shape).detach()
-        log_ratio = self._log_prob(dist, batch, shape) - proximal
+        score = self._log_prob(dist, batch, shape)
+        if score.shape != behaviour.shape:
+            raise ValueError(
+                f"{keys[0]} has shape {list(old[0].shape)}, the policy's log-probabilities have "
+                f"{list(score.shape[:-1])}: they would broadcast"
+            )
+        log_ratio = score - proximal
         correction = proximal - behaviour
         if self.max_importance_ratio is not None:
             room = self.max_importance_ratio.log() - log_ratio.detach()

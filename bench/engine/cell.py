@@ -150,14 +150,16 @@ class Cell:
     def _sampler(self, table: TensorDict, device: torch.device) -> Sampler:
         """With the table on the device, or in a file where it is larger than allowed."""
         needed = memory.data_bytes(self.recipe, self.hyper, self.dataset.transitions)
-        if needed <= self._data_memory():
+        if needed <= self._data_memory:
             return self.recipe.sampler(self.hyper, table, device)
         file = Path(self.task.out) / "cache" / self.dataset.fingerprint[:12]
         text = f"{memory.spell(needed)} of training data are streamed from {file.parent}"
         self.report({"event": "note", "text": f"{self.task.name}: {text}"})
         return Streamed(self.recipe.sampler(self.hyper, table, torch.device("cpu"), file), device)
 
+    @cached_property
     def _data_memory(self) -> int:
+        """Bytes that the table may take, as asked for or from what was free at first."""
         asked = self.task.data_memory
         return memory.default_limit(self.task.device) if asked is None else asked
 
@@ -256,9 +258,13 @@ class Cell:
         """What a user is told of an error."""
         if not memory.is_out_of_memory(error):
             return error
-        transitions, limit, seeds = self.dataset.transitions, self._data_memory(), self.task.seeds
+        transitions, limit, seeds = self.dataset.transitions, self._data_memory, self.task.seeds
         parts = (self.recipe, self.hyper, self.problem, transitions, seeds)
-        return memory.out_of_memory(memory.estimate(*parts, limit), self.hyper, seeds)
+        try:
+            needed = memory.estimate(*parts, limit)
+        except Exception:  # there may be no memory for an estimate either
+            return error
+        return memory.out_of_memory(needed, self.hyper, seeds)
 
     def _train(self, locks: Sequence[GroupLock]) -> None:
         self.report({"event": "start", "step": self.trainer.step})
@@ -269,9 +275,13 @@ class Cell:
             started = time.perf_counter()
             before = self.trainer.step
             self._advance(min(interval - before % interval, steps - before))
-            self.seconds += time.perf_counter() - started
             step = self.trainer.step
-            self._progress(before, step)
+            looked = before // _PROGRESS_STEPS < step // _PROGRESS_STEPS
+            if looked or step % interval == 0 or step == steps:
+                self._stop_broken()  # this waits for the device, which is time of updates
+            self.seconds += time.perf_counter() - started
+            if looked:
+                self._progress(step)
             evaluated = step % interval == 0 or step == steps
             if evaluated:
                 self._evaluate(step)
@@ -305,13 +315,10 @@ class Cell:
         self.diverged[i] = reason
         self.report({"event": "diverged", "seed": self.task.seeds[i], "text": reason})
 
-    def _progress(self, before: int, step: int) -> None:
-        """Now and then, however many updates the last call made."""
-        if before // _PROGRESS_STEPS < step // _PROGRESS_STEPS:
-            self._stop_broken()
-            (last, then), self._reported = self._reported, (step, self.seconds)
-            rate = (step - last) / max(self.seconds - then, 1e-9)
-            self.report({"event": "progress", "step": step, "rate": rate})
+    def _progress(self, step: int) -> None:
+        (last, then), self._reported = self._reported, (step, self.seconds)
+        rate = (step - last) / max(self.seconds - then, 1e-9)
+        self.report({"event": "progress", "step": step, "rate": rate})
 
     def _stop_broken(self) -> None:
         for i, reason in self.trainer.broken().items():
@@ -347,7 +354,6 @@ class Cell:
 
     def _evaluate(self, step: int) -> None:
         """Have the rows of a step written, now or later."""
-        self._stop_broken()
         alive = [i for i in range(len(self.folders)) if i not in self.diverged]
         metrics = self.trainer.read_metrics()
         self.pending.add(self.runner, step, alive, metrics, self.trainer.tensors)

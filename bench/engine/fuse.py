@@ -36,17 +36,20 @@ def _value(node: Any) -> Tensor:
 
 
 def _behind(node: Any, target: Any) -> Node | None:
-    """The call of ``target`` that ``node`` is a view of, if nothing else uses it."""
+    """The traced call of ``target`` that ``node`` is a view of, if nothing else uses it."""
     while isinstance(node, Node) and node.target in _VIEWS and len(node.users) == 1:
         node = node.args[0]
     alone = isinstance(node, Node) and len(node.users) == 1
     return node if alone and node.target is target else None
 
 
-def _replace(graph: Graph, node: Node, target: Any, factors: tuple[Any, ...]) -> None:
-    """Put ``target(*factors)`` in the place of ``node``, in its shape."""
+def _replace(
+    graph: Graph, node: Node, target: Any, factors: tuple[Any, ...], value: Tensor
+) -> None:
+    """Put ``target(*factors)``, shaped like ``value``, in the place of ``node``, in its shape."""
     with graph.inserting_before(node):
         fused = graph.call_function(target, factors)
+        fused.meta["val"] = value
         shaped = graph.call_function(_aten.view.default, (fused, list(_value(node).shape)))
     shaped.meta["val"] = _value(node)
     node.replace_all_uses_with(shaped)
@@ -60,11 +63,12 @@ def _add_bias(graph: Graph, node: Node) -> None:
             continue
         shape, (n, m, k) = _value(node).shape, _value(bmm).shape
         one_row = (*shape[:-2], 1, k)
-        matrices = m > 1 and shape[-2:] == (m, k) == _value(product).shape[-2:]
-        if matrices and _value(row).shape == one_row:
+        matrices = m > 1 and shape == _value(product).shape and shape[-2:] == (m, k)
+        fits = _value(row).is_contiguous() or one_row == (n, 1, k)
+        if matrices and _value(row).shape == one_row and fits:
             with graph.inserting_before(node):
                 bias = graph.call_function(_aten.view.default, (row, [n, 1, k]))
-            return _replace(graph, node, _aten.baddbmm.default, (bias, *bmm.args))
+            return _replace(graph, node, _aten.baddbmm.default, (bias, *bmm.args), _value(bmm))
     return None
 
 
@@ -79,7 +83,7 @@ def _turn(graph: Graph, node: Node) -> None:
             first, second = (
                 graph.call_function(_aten.transpose.int, (a, 1, 2)) for a in bmm.args[::-1]
             )
-        _replace(graph, node, _aten.bmm.default, (first, second))
+        _replace(graph, node, _aten.bmm.default, (first, second), _value(bmm).transpose(1, 2))
 
 
 def _spread(graph: Graph, node: Node) -> None:
@@ -100,4 +104,4 @@ def _spread(graph: Graph, node: Node) -> None:
             apart = graph.call_function(_aten.unsqueeze.default, (part, 1))
             size = [n, k, *_value(part).shape[1:]]
             parts.append(graph.call_function(_aten.expand.default, (apart, size)))
-    _replace(graph, node, _aten.cat.default, (parts, last + 1))
+    _replace(graph, node, _aten.cat.default, (parts, last + 1), _value(node))

@@ -40,13 +40,15 @@ class Graphs:
         self.size = trainer.noise.size
         self._cycle = math.lcm(*(p.phase.every for p in trainer.phases))
         self._replays: dict[int, Replay] = {}
-        self._warm = False
+        self._first: int | None = None  # step at which updates began
 
     def fits(self, limit: int) -> bool:
         """Whether the next block may run whole: it starts here, ends within ``limit`` updates, and
-        some updates ran before (a graph cannot hold what a library sets up at its first call)."""
-        self._warm, warm = True, self._warm
-        return warm and self.trainer.step % self.size == 0 and limit >= self.size
+        every kind of update ran before (a graph cannot hold what is set up at a first call)."""
+        step = self.trainer.step
+        self._first = step if self._first is None else self._first
+        warm = step - self._first >= self._cycle
+        return warm and step % self.size == 0 and limit >= self.size
 
     def run(self) -> None:
         """One block of updates.
@@ -60,6 +62,8 @@ class Graphs:
         if place not in self._replays:
             try:
                 self._replays[place] = self.capture(lambda: self._work(place))
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 raise CaptureError(f"no graph: {str(error).splitlines()[0]}") from error
         self._replays[place]()

@@ -1,7 +1,7 @@
 """Several traced graphs over the same tensors as one program without repeated work.
 
-Values do not change: an operation is left out only where an earlier one computed the same from
-the same inputs, and the operations that replace others give the same bits.
+An operation is left out only where an earlier one computed the same from the same inputs; what
+:mod:`bench.engine.fuse` puts in the place of two gives the same up to rounding.
 """
 
 from __future__ import annotations
@@ -120,11 +120,12 @@ class Merged:
         return self.graph.call_function(target, args)
 
     def write(self, target: Any, args: tuple, kwargs: dict | None = None) -> None:
-        """Append an operation that changes lasting tensors: the first list among ``args``."""
+        """Append an operation that changes lasting tensors: those that its schema says."""
         self.graph.call_function(target, args, kwargs or {})
-        changed = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
-        for node in changed:
-            self._version[self._root[node]] += 1
+        for argument, declared in zip(args, target._schema.arguments, strict=False):
+            if declared.alias_info is not None and declared.alias_info.is_write:
+                for root in {self._root[n] for n in _nodes(argument) if n in self._root}:
+                    self._version[root] += 1
 
     def _call(self, node: Node, env: dict[Node, Node]) -> Node:
         args, kwargs = map_arg(node.args, env.get), map_arg(node.kwargs, env.get)
@@ -142,7 +143,8 @@ class Merged:
         sources, value = _nodes(args) + _nodes(kwargs), node.meta.get("val")
         if node.target in _FROM_SHAPE and _small(value):
             like = args[0].meta["val"]
-            blank = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+            strided = (like.shape, like.stride())
+            blank = torch.empty_strided(*strided, dtype=like.dtype, device=like.device)
             return self._fold(node.target(blank, *args[1:], **kwargs))
         if all(s in self._constant for s in sources) and _small(value):
             return self._fold(self._evaluate(node.target, args, kwargs))
@@ -201,7 +203,7 @@ def _changes_nothing(target: Any, args: Any, value: Any) -> bool:
     if target in _SAME:
         return True
     if target is _aten.mul.Scalar:
-        return bool(args[1] == 1)
+        return bool(args[1] == 1) and args[0].meta["val"].dtype == value.dtype
     if target is _aten.permute.default:
         return list(args[1]) == list(range(len(args[1])))
     if target in _SAME_IF_SHAPED_ALIKE:
@@ -210,12 +212,12 @@ def _changes_nothing(target: Any, args: Any, value: Any) -> bool:
 
 
 def _key(args: Any, numbers: Callable[[Node], Any]) -> Any:
-    """Arguments as a dictionary key; 1, 1.0 and True are different ones."""
+    """Arguments as a dictionary key; 1, 1.0 and True are different ones, 0.0 and -0.0 too."""
     if isinstance(args, Node):
         return numbers(args)
     if isinstance(args, (list, tuple)):
         return tuple(_key(a, numbers) for a in args)
-    return (type(args), args)
+    return (type(args), repr(args) if isinstance(args, float) else args)
 
 
 def _nodes(args: Any) -> list[Node]:

@@ -16,6 +16,7 @@ from bench.engine.phase import PhaseState
 from bench.engine.sampling import Sampler, gather
 from bench.engine.stream import Streamed
 from bench.engine.trace import TracedPhase, record_draws
+from bench.errors import RunError
 from rlobj import noise
 
 _NOISE_BYTES = 8 << 20  # noise drawn ahead per seed and block
@@ -276,7 +277,16 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Continue from what :meth:`state` returned after ``step`` updates."""
+        """Continue from what :meth:`state` returned after ``step`` updates.
+
+        Raises:
+            RunError: when something of it is missing.
+        """
+        missing = [name for name in self.state() if name not in state]
+        if missing:
+            raise RunError(
+                f"the checkpoint has no {missing[0]}: it is of an older version; train anew"
+            )
         self.step = step
         for name, tensor in self.state().items():
             tensor.copy_(state[name])

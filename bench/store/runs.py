@@ -19,7 +19,10 @@ METRICS_HEADER = "step,name,value"
 SCORES_HEADER = "step,episode,return,length,normalized_score"
 IDENTITY = ("schema_version", "algorithm", "dataset", "config", "seed")  # never changes
 # What may change when a run is resumed and bears on its results: noted for each leg.
-PROVENANCE = ("versions", "git_commit", "code", "device", "group", "cpu", "reference")
+PROVENANCE = (
+    *("versions", "git_commit", "code", "device", "group", "cpu", "reference"),
+    *("compile", "tf32", "eval_workers"),
+)
 
 _SEED = re.compile(r"^seed-(\d+)$")
 

@@ -165,3 +165,31 @@ def test_an_input_is_laid_out_once_for_all_critics(axes: tuple[int, ...]) -> Non
     found, names = run_counted(run, *parts)
     assert names == {"cat": 1, "mul.Tensor": 1}
     assert torch.equal(found[0], program(*parts)[0])
+
+
+@pytest.mark.parametrize(
+    "case", ["shared bias", "members of one product", "after a turn", "strides"]
+)
+def test_what_looks_alike_is_left_as_it_is(case: str) -> None:
+    """Catches: rewrites of what has other shapes or strides than a stacked layer."""
+    a, b, bias = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 3, 5), torch.randn(2, 3, 1, 5)
+    program = {
+        "shared bias": lambda a, b, bias: [a @ b + bias[:, :1, :, :1].expand(2, 1, 1, 5)],
+        "members of one product": lambda a, b, bias: [a @ b + bias],
+        "after a turn": lambda a, b, bias: [
+            (a @ b).transpose(-1, -2).contiguous() + bias[:, :1].transpose(-1, -2)
+        ],
+        "strides": lambda a, b, bias: [torch.zeros_like(a[0, 0].t()).t().view(-1)],
+    }[case]
+    merged = Merged()
+    graph = flat_graph(program, [a, b, bias])
+    run = merged.compile(merged.include(graph, [merged.given() for _ in range(3)]))
+    torch.testing.assert_close(run(a, b, bias)[0], program(a, b, bias)[0])
+
+
+def test_zeros_of_both_signs_are_told_apart() -> None:
+    x = torch.ones(2)
+    graph = flat_graph(lambda x: [1 / (x * 0.0), 1 / (x * -0.0)], [x])
+    merged = Merged()
+    found = merged.compile(merged.include(graph, [merged.given()]))(x)
+    assert found[0][0] == float("inf") and found[1][0] == -float("inf")

@@ -269,3 +269,13 @@ def test_other_names_of_the_networks(cls: type) -> None:
     shown = inspect.signature(cls).parameters
     assert {"entropy_coeff", "clip_value", "delay_actor", "device"} < set(shown)
     assert not any(k.startswith("_") or p.kind is p.VAR_KEYWORD for k, p in shown.items())
+
+
+@pytest.mark.parametrize("cls", [PPOLoss, ClipPPOLoss])
+def test_a_recorded_log_probability_with_another_axis_is_refused(cls: type) -> None:
+    """Catches: every sample weighed by every other one's old probability."""
+    loss, data = cls(on_policy.actor(), on_policy.critic()), on_policy.batch()
+    key = loss.tensor_keys.sample_log_prob
+    data.set(key, data.get(key).unsqueeze(-1))
+    with pytest.raises(ValueError, match="would broadcast"):
+        loss(data)
