@@ -65,7 +65,10 @@ def register(commands: Any) -> None:
         help="how many seeds the engine trains at once (default: 1; on a GPU: 1 8 64)",
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="default: auto; its developers have not been able to execute cuda yet",
     )
     parser.add_argument(
         "--rivals",

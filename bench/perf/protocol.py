@@ -46,6 +46,7 @@ class Program:
         counters: named functions ``updates -> counts`` that look into a step.
         synchronize: waits until the device has done what it was given.
         device_memory: peak bytes on an accelerator since the last call; None on a CPU.
+        block: several steps in one call, as the program trains; returns how many they were.
     """
 
     step: Callable[[], object]
@@ -54,6 +55,7 @@ class Program:
     counters: Mapping[str, Callable[[int], Mapping[str, float]]] = field(default_factory=dict)
     synchronize: Callable[[], None] = nothing
     device_memory: Callable[[], int] | None = None
+    block: Callable[[], int] | None = None
 
 
 def serve(build: Callable[[dict[str, Any]], Program]) -> int:
@@ -97,9 +99,7 @@ class _Server:
         program.synchronize()
         start, cpu, wall = now(), time.process_time(), time.perf_counter()
         while now() - start < seconds:
-            for _ in range(STRIDE):
-                program.step()
-            steps += STRIDE
+            steps += program.block() if program.block else self._stride()
         program.synchronize()
         return {
             "steps": steps,
@@ -108,6 +108,11 @@ class _Server:
             "memory": _peak_memory(),
             "device_memory": program.device_memory() if program.device_memory else None,
         }
+
+    def _stride(self) -> int:
+        for _ in range(STRIDE):
+            self.program.step()
+        return STRIDE
 
     def do_check(self) -> dict[str, int]:
         """How many of the trained tensors have changed. Raises where one is not finite."""

@@ -16,7 +16,7 @@ from bench.engine.agent import Agent, Terms
 from bench.engine.cell import training_table
 from bench.engine.trainer import Trainer
 from bench.perf.counters import count
-from bench.perf.protocol import Program, serve
+from bench.perf.protocol import STRIDE, Program, serve
 from bench.perf.work import EPISODE, Work, arrays, check_device, program
 from bench.recipe import Problem, load_recipe
 from rlobj import LossModule
@@ -79,7 +79,7 @@ def trainer(work: Work, *, metrics: bool = True) -> Trainer:
 def without_metrics(work: Work, updates: int) -> dict[str, float]:
     """Counts of a second program, which logs nothing but its losses."""
     plain = trainer(dataclasses.replace(work, rows=2 * EPISODE), metrics=False)
-    for _ in range(updates):  # like the first one it starts in the middle of a block of noise
+    for _ in range(STRIDE):  # the first ones also reserve what the optimizers keep
         plain.update()
     return count(plain.update, updates)
 
@@ -95,9 +95,15 @@ def build(request: dict[str, Any]) -> Program:
         state = built.state()
         return [t for n, t in state.items() if not n.startswith(("optimizer.", "metrics."))]
 
+    def block() -> int:
+        """What `bench run` calls: on a GPU a captured block of updates, elsewhere one update."""
+        before = built.step
+        built.advance(max(STRIDE, built.noise.size))
+        return built.step - before
+
     found = program(work, built.update, weights, ("tensordict",))
     counters = {**found.counters, "without_metrics": lambda n: without_metrics(work, n)}
-    return dataclasses.replace(found, counters=counters)
+    return dataclasses.replace(found, counters=counters, block=block)
 
 
 if __name__ == "__main__":
