@@ -136,8 +136,15 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 
 SOURCE = """
+import contextlib
 import functools
 FACTOR = 3.0
+class torch:
+    no_grad = staticmethod(lambda: lambda method: method)
+    enable_grad = staticmethod(contextlib.nullcontext)
+@torch.no_grad()
+def held(x):
+    return x
 def twice(method):
     @functools.wraps(method)
     def wrapper(x):

@@ -70,19 +70,27 @@ def _tracing(calls: set[str]) -> Iterator[None]:
         sys.settrace(None)
 
 
-def try_tests(items: list[pytest.Item], failures: Failures) -> dict:
-    """What the first failure is, and how many tests ran until then."""
-    for n, item in enumerate(items, 1):
+def try_tests(items: list[tuple[pytest.Item, float]], failures: Failures) -> dict:
+    """What the first failure is, and how many tests ran until then; each within a limit of CPU
+    time."""
+    for n, (item, seconds) in enumerate(items, 1):
+        limit_time(seconds)
         if not run_one(item, failures):
             return {"tests": n, "test": failures.test, "error": failures.error}
     return {"tests": len(items), "test": None, "error": None}
+
+
+def limit_time(seconds: float) -> None:
+    """End this process after so much more CPU time, or thirty times that of other time."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(max(1, int(30 * seconds)))
 
 
 def in_fork(
     function: Callable[[], dict], seconds: float | None = None, quiet: bool = False
 ) -> dict[str, Any]:
     """What the function returned in a fork, how that ended ("end"), and its CPU time ("seconds").
-    The argument ``seconds`` is a limit of CPU time; of other time, thirty times that.
+    The argument ``seconds`` is as in :func:`limit_time`.
 
     Raises:
         RuntimeError: when the function raised; its traceback is printed.
@@ -122,8 +130,7 @@ def _child(function: Callable[[], dict], write: int, seconds: float | None, quie
 
 def _limit(seconds: float | None) -> None:
     if seconds is not None:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        signal.alarm(max(1, int(30 * seconds)))
+        limit_time(seconds)
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -210,7 +210,7 @@ def grad_mode(node: AST, at: Place) -> Iterator[AST]:
         block = ast.parse("with torch.enable_grad(): pass").body[0]
         block.body = node.body  # type: ignore[attr-defined]
         own = {name: getattr(node, name) for name in node._fields}
-        yield ast.FunctionDef(**{**own, "body": [block]}, lineno=node.lineno)
+        yield ast.copy_location(ast.FunctionDef(**{**own, "body": [block]}), node)
 
 
 def swapped(node: AST, at: Place) -> Iterator[AST]:

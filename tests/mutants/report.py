@@ -68,8 +68,8 @@ class Tally:
     def stale(self) -> list[str]:
         """Reasons for mutants that are caught or do not exist any more."""
         files = {m.file for m, _ in self.results}
-        alive = {m.key for m, _ in self.survivors}
-        return [k for k in self.reasons if k.split(" ")[0] in files and k not in alive]
+        open_ = {m.key for m, r in self.results if r is None or not r.caught}
+        return [k for k in self.reasons if k.split(" ")[0] in files and k not in open_]
 
 
 def rows(tally: Tally, of: Callable[[Mutant], str]) -> list[tuple[str, int, int, int, int]]:

@@ -30,7 +30,7 @@ from tests.mutants.report import Tally, markdown, reasons, summary
 TESTS = "tests/rlobj"
 FAST = "not compile"  # by name: those that compile take half of the time
 ENOUGH = 0.95
-LIMIT = "CPU time that tests may take besides five times their usual one [20]"
+LIMIT = "CPU time that a test may take besides five times its usual one [10]"
 
 
 @dataclass
@@ -86,15 +86,17 @@ class Runner:
 
     def _try(self, tree: Any, mutant: Mutant) -> Result:
         tests = self._tests(callers(tree, mutant, self.functions))
-        limit = self.options.spare + 5 * sum(self.profile[name]["seconds"] for name in tests)
+        spare = self.options.spare
+        limits = [spare + 5 * self.profile[name]["seconds"] for name in tests]
 
         def attempt() -> dict:
             install(tree, mutant, self.functions)
-            return try_tests([self.items[name] for name in tests], self.failures)
+            items = [self.items[name] for name in tests]
+            return try_tests(list(zip(items, limits, strict=True)), self.failures)
 
         if not tests:  # it may not even have been imported
             return Result()
-        found = in_fork(attempt, limit, quiet=not self.options.only)
+        found = in_fork(attempt, spare, quiet=not self.options.only)
         return Result(**found["value"], end=found["end"], seconds=found["seconds"])
 
     def _tests(self, called: set[str]) -> list[str]:
@@ -134,7 +136,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these only, showing the tests")
     parser.add_argument("--out", type=Path, default=ROOT / "results", help="folder for the record")
-    parser.add_argument("--spare", type=float, default=20.0, metavar="SECONDS", help=LIMIT)
+    parser.add_argument("--spare", type=float, default=10.0, metavar="SECONDS", help=LIMIT)
     parser.add_argument("--report", action="store_true", help="of what was tried so far, and stop")
     parser.add_argument("--fresh", action="store_true", help="forget the record")
     parser.add_argument("--publish", type=Path, metavar="FILE", help="write the report there, too")

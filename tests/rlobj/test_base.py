@@ -121,3 +121,19 @@ def test_reset_of_parameters() -> None:
     assert own.abs().max() <= cases.OBS**-0.5
     assert own.requires_grad
     assert loss.functional
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_nothing_counts(reduction: str) -> None:
+    """Of a batch that is masked altogether the loss is zero, not 0 / 0."""
+    loss, data = cases.build("ddpg", reduction=reduction), cases.batch()
+    data["collector", "mask"] = torch.zeros(cases.N, dtype=torch.bool)
+    out = loss(data)
+    assert (out["loss_value"], out["loss_actor"]) == (0.0, 0.0)
+
+
+def test_losses_per_sample_have_the_shape_of_the_batch() -> None:
+    """Where nothing else is left in the output."""
+    data = cases.batch()
+    assert build("iql", reduction="none")(data).batch_size == data.batch_size
+    assert build("td3", reduction="none")(data).batch_size == ()

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 
-from rlobj import DDPGLoss, LossModule, SoftUpdate
+from rlobj import DDPGLoss, HardUpdate, LossModule, SoftUpdate
 from tests.rlobj import cases
 from tests.rlobj.cases import OBS, assert_close
 
@@ -197,6 +197,17 @@ def test_networks_with_their_parameters(copied: bool | None) -> None:
     assert_close(held(data.clone())["value"], wanted)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_was_bound_is_let_go(fixed: bool) -> None:
+    """Parameters and buffers, also where the block fails."""
+    loss = cases.build("sac", fixed_alpha=fixed)
+    before = dict(loss.tensors())
+    with pytest.raises(KeyError), loss.bind({"log_alpha": torch.tensor(9.0)}):
+        assert loss.log_alpha == 9.0
+        raise KeyError
+    assert all(loss.tensors()[name] is tensor for name, tensor in before.items())
+
+
 @pytest.mark.parametrize("members", [2, 5])
 @pytest.mark.parametrize("randomness", ["same", "different", "error"])
 def test_randomness_across_members(members: int, randomness: str) -> None:
@@ -241,3 +252,26 @@ def test_target_updates_copy_counters() -> None:
     loss.actor_network_params[key].data.fill_(7)
     updater.step()
     assert loss.target_actor_network_params[key] == 7
+
+
+def test_updates_leave_targets_without_gradient() -> None:
+    loss = cases.build("sac", delay_actor=True)
+    updater = SoftUpdate(loss, tau=0.1)
+    updater.step()
+    HardUpdate(loss, value_network_update_interval=0).step()
+    targets = {k: v for k, v in loss.tensors().items() if k.startswith("target_")}
+    assert targets and not any(v.requires_grad for v in targets.values())
+
+
+def test_coefficients_are_constants() -> None:
+    loss = Held(module(nn.Linear(OBS, 1)))
+    loss.register_coeff_buffer("weight", torch.tensor(0.5, requires_grad=True))
+    assert not loss.weight.requires_grad
+
+
+def test_an_updater_can_be_loaded_before_its_start() -> None:
+    updater = HardUpdate(cases.build("sac"))
+    updater.load_state_dict({"initialized": False, "counter": 3})
+    assert updater.counter == 3
+    with pytest.raises(RuntimeError, match="not initialized"):
+        updater.step()

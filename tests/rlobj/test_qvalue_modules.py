@@ -223,7 +223,8 @@ def slow_density(x: float, loc: float, scale: float, low: float, high: float) ->
 
 
 @pytest.mark.parametrize(
-    ("loc", "scale"), [(0.3, 0.5), (-0.9, 2.0), (3.0, 0.7), (-4.0, 1.0), (0.1, 0.01)]
+    ("loc", "scale"),
+    [(0.3, 0.5), (-0.9, 2.0), (3.0, 0.7), (-1.5, 1.0), (-4.0, 1.0), (0.1, 0.01)],
 )
 def test_truncated_density(loc: float, scale: float) -> None:
     dist = TruncatedNormal(torch.tensor([loc]), torch.tensor([scale]), low=-1.0, high=2.0)
@@ -241,7 +242,7 @@ def test_truncated_density(loc: float, scale: float) -> None:
     assert_close(dist.mode, [min(max(loc, -1.0), 2.0)])
 
 
-@pytest.mark.parametrize(("loc", "scale"), [(0.3, 0.5), (3.0, 0.7), (-4.0, 1.0)])
+@pytest.mark.parametrize(("loc", "scale"), [(0.3, 0.5), (3.0, 0.7), (-1.5, 1.0), (-4.0, 1.0)])
 def test_truncated_samples_follow_the_distribution(loc: float, scale: float) -> None:
     """P(X <= x) is the uniform draw itself (above the mean, its mirror image)."""
     u = torch.tensor([[0.01], [0.3], [0.7], [0.99]])
@@ -275,3 +276,14 @@ def test_truncated_bounds() -> None:
         TruncatedNormal(torch.zeros(1), torch.ones(1), low=1.0, high=1.0)
     squeezed = TruncatedNormal(torch.tensor([50.0]), torch.ones(1), upscale=0.5, tanh_loc=True)
     assert_close(squeezed.mode, [0.5])
+    bent = TruncatedNormal(torch.tensor([0.3]), torch.ones(1), upscale=0.5, tanh_loc=True)
+    assert_close(bent.mode, [0.5 * math.tanh(0.6)])
+
+
+def test_truncated_density_of_two_entries() -> None:
+    loc, scale, x = torch.tensor([0.3, -2.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.1, -0.4])
+    both = TruncatedNormal(loc, scale).log_prob(x)
+    each = [
+        TruncatedNormal(loc[i : i + 1], scale[i : i + 1]).log_prob(x[i : i + 1]) for i in (0, 1)
+    ]
+    assert_close(both, each[0] + each[1])

@@ -159,3 +159,11 @@ def _draws() -> list[noise.Draw]:
     with noise.using(recorder):
         built()(cases.batch())
     return recorder.draws
+
+
+@pytest.mark.parametrize("lead", [1, 4])
+def test_permutations_drawn_ahead(lead: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = noise.Draw("permutation", (6,), torch.int64).sample(generator, "cpu", lead)
+    assert drawn.sort(-1).values.tolist() == [list(range(6))] * lead
+    assert lead == 1 or len({tuple(row) for row in drawn.tolist()}) > 1
