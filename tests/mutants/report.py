@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutants.operators import OPERATORS
-from tests.mutants.plan import Mutant
+from tests.mutants.plan import Mutant, files
 from tests.mutants.record import Record, Result
 
 REASONS = Path(__file__).parent / "survivors.toml"
@@ -120,6 +120,7 @@ def _figures(tally: Tally) -> dict[str, Any]:
     wrong, other = errors.pop("AssertionError", 0), errors.pop("timeout", 0)
     return {
         "planned": len(tally.results),
+        "absent": ", ".join(sorted(set(files()) - {m.file for m, _ in tally.results})) or "none",
         "mutants": len(tally.tried),
         "caught": len(tally.tried) - len(tally.survivors),
         "raw": f"{tally.raw:.1%}",

@@ -200,6 +200,15 @@ def test_one_end_is_enough(name: str, bounds: dict[str, float], start: float, en
     assert_close(loss.log_alpha, math.log(end))
 
 
+def test_a_lower_end_can_be_set_alone() -> None:
+    loss = built()
+    loss.min_log_alpha, loss.log_alpha = math.log(0.2), -50.0
+    assert loss.max_log_alpha is None
+    assert_close(loss.alpha, 0.2)
+    loss(cases.batch())
+    assert_close(loss.log_alpha, math.log(0.2))
+
+
 def test_range_of_the_temperature() -> None:
     actor, critic = cases.stochastic(), cases.critic()
     alone = SACLoss(actor, critic, min_alpha=0.2)
