@@ -273,6 +273,25 @@ def test_replayed_blocks_equal_updates_one_by_one(name: str, dataset: SimpleName
         assert torch.equal(value, found[name]), name
 
 
+def test_blocks_of_both_stages_are_captured_and_none_that_holds_their_border(
+    dataset: SimpleNamespace,
+) -> None:
+    """Catches: a graph of the first stage replayed in the second, and one across the border."""
+    setup, captured = Setup("clip_ppo", dataset), []
+    setup.hyper = replace(setup.hyper, clone_steps=10)
+    plain = setup.trainer(0)
+    blocks = Trainer(setup.build, (0,), setup.sampler, total_steps=20)
+    plain.noise.size = blocks.noise.size = 4
+    blocks._capture(lambda work: captured.append(blocks.step) or work)
+    for _ in range(20):
+        plain.update()
+    while blocks.step < 20:
+        blocks.advance(20 - blocks.step)
+    assert captured == [4, 12]  # 8 to 12 holds the border
+    for name, value in plain.state().items():
+        assert torch.equal(value, blocks.state()[name]), name
+
+
 def test_a_capture_that_fails_goes_on_one_by_one_and_says_why(dataset: SimpleNamespace) -> None:
     setup = Setup("td3_bc", dataset)
 

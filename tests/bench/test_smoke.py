@@ -8,9 +8,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.data import load
 from bench.engine.cell import Cell
+from bench.engine.trace import matching
+from bench.engine.trainer import build_agents
 from bench.plan import Request, expand_suites, make_plan, misfit
 from bench.recipe import load_recipe
 from bench.recipes import recipe_names
@@ -37,8 +40,8 @@ def smallest(algo: str) -> str:
 @pytest.mark.parametrize("algo", recipe_names())
 def test_two_seeds_learn_something(algo: str, tmp_path: Path) -> None:
     """Catches: a recipe that does not fit real data or lacks a setting that the cell reads, whose
-    loss is not finite or never moves, whose stacked seeds are the same, a policy that draws noise,
-    and a recipe that the suite forgot."""
+    loss is not finite, that leaves something untrained, whose stacked seeds are the same, a policy
+    that draws noise, and a recipe that the suite forgot."""
     dataset = smallest(algo)
     request = Request(
         (algo,),
@@ -58,10 +61,16 @@ def test_two_seeds_learn_something(algo: str, tmp_path: Path) -> None:
         rows = csv.DictReader((folder.path / "scores.csv").read_text().splitlines())
         assert [int(row["step"]) for row in rows] == [50, 100, 150, 200]
     seen = [_losses(folder.path / "metrics.csv") for folder in cell.folders]
-    assert seen[0] and seen[0] != seen[1], "the seeds are the same"
-    for losses in seen:
-        assert all(math.isfinite(v) for values in losses.values() for v in values)
-        assert any(len(set(values)) > 1 for values in losses.values()), "no loss ever moved"
+    assert seen[0]
+    assert all(math.isfinite(v) for run in seen for values in run.values() for v in values)
+    trainer, build = cell.trainer, lambda: cell.recipe.build(cell.hyper, cell.problem)
+    start = build_agents(build, task.seeds)[0].loss.tensors()
+    groups = [group for phase in trainer.agent.phases for group in phase.groups]
+    for name in matching(list(start), [prefix for group in groups for prefix in group.tensors]):
+        if isinstance(start[name], torch.nn.Parameter):
+            first, second = trainer.tensors[name]
+            assert not torch.equal(first, start[name]), f"{name} was not trained"
+            assert not torch.equal(first, second), f"{name} is the same in both seeds"
 
 
 def _losses(path: Path) -> dict[str, list[float]]:
