@@ -144,3 +144,14 @@ def test_default_expectile_of_the_loss_is_used() -> None:
     u = (2 * half.value_loss(data)[0]).sqrt()
     v = most.value_loss(data)[0]
     assert_close(v, torch.where(v > 0.5 * u**2, 0.9, 0.1) * u**2)
+
+
+def test_what_the_critics_think_reaches_no_observation() -> None:
+    """An encoder in front of the loss learns from V(s) and the policy, not from the delayed Q."""
+    loss, data = built(reduction="none"), cases.batch()
+    seen = data["observation"].requires_grad_()
+    (found,) = torch.autograd.grad(loss.value_loss(data)[0].sum(), seen)
+    value = loss.run_network("value_network", data)["state_value"].squeeze(-1)
+    difference = loss._min_target_q(data).detach() - value
+    (wanted,) = torch.autograd.grad(loss.loss_value_diff(difference, loss.expectile).sum(), seen)
+    assert_close(found, wanted)
