@@ -168,11 +168,14 @@ def project_distribution(probs: Tensor, returns: Tensor, support: Tensor) -> Ten
     Returns:
         ``[*batch, n]``, which sums to what ``probs`` sums to.
     """
-    low, high = support[0], support[-1]
-    spacing = (high - low) / (support.shape[0] - 1)
+    low, high, atoms = support[0], support[-1], support.shape[0]
     clipped = torch.minimum(torch.maximum(returns, low), high)
-    away = (clipped.unsqueeze(-2) - support.unsqueeze(-1)).abs() / spacing
-    return (probs.unsqueeze(-2) * (1 - away).clamp(0, 1)).sum(-1)
+    position = (clipped - low) / (high - low) * (atoms - 1)  # counted in atoms
+    below = position.nan_to_num().floor().clamp(max=atoms - 2)
+    share, index = position - below, below.long()  # a nan is an atom, with a share of nan
+    mass = probs.new_zeros(*probs.shape[:-1], atoms)
+    mass = mass.scatter_add(-1, index, probs * (1 - share))
+    return mass.scatter_add(-1, index + 1, probs * share)
 
 
 class DistributionalDQNLoss(QValueLoss):

@@ -171,6 +171,16 @@ def test_projection_keeps_the_mean_inside_the_support() -> None:
     assert_close((found * support).sum(-1), (probs * returns).sum(-1))
 
 
+def test_projection_of_a_return_that_is_not_finite() -> None:
+    """It shows in the loss, where it can be named, and breaks no index; infinities are clipped."""
+    probs, support = torch.full((3, 2), 0.5), torch.tensor(ATOM_VALUES)
+    bad = torch.tensor([[float("nan"), HIGH], [float("inf"), LOW], [LOW, LOW]])
+    found = project_distribution(probs, bad, support)
+    assert found[0].isnan().any()
+    assert_close(found[1, [0, -1]], [0.5, 0.5])
+    assert found[2, 0] == 1
+
+
 def c51(space: str = "one_hot", **kwargs: object) -> LossModule:
     loss = DistributionalDQNLoss(discrete.c51_actor(space), gamma=GAMMA, **kwargs)
     return cases.perturb(loss)
