@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
@@ -17,7 +18,7 @@ from bench.recipes._common import plain_table, transition_sampler
 from rlobj import LossModule, QMixerLoss
 from rlobj.modules import MultiAgentMLP, QMixer, QValueModule, SafeSequential, VDNMixer
 
-_MIXERS = ("qmix", "vdn")
+_MIXERS = ("qmix", "vdn", "none")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Hyper:
     of the state, actions of each."""
 
     layout: tuple[int, ...] = (2, 5, 3, 2)
-    mixer: str = "qmix"  # or "vdn" (Sunehag et al. 2018): the sum
+    mixer: str = "qmix"  # or "vdn" (Sunehag et al. 2018), the sum; or "none": independent learners
     hidden: tuple[int, ...] = (64,)
     mixing: int = 32  # width of the mixing network
     batch_size: int = 32
@@ -39,19 +40,27 @@ class Hyper:
     normalize_eps: float = 1e-3
 
 
-def team(batch: TensorDictBase, layout: Layout) -> TensorDict:
-    """Rows taken apart: agents' observations and actions, states."""
-    seen = {"observation": batch["observation"], "after": batch["next", "observation"]}
-    own = {k: layout.observations(v) for k, v in seen.items()}
-    state = {k: layout.states(v) for k, v in seen.items()}
-    after = {
-        **{k: batch["next", k] for k in ("reward", "done", "terminated")},
-        "agents": {"observation": own["after"]},
-        "state": state["after"],
-    }
-    agents = {"observation": own["observation"], "action": layout.split(batch["action"])}
-    entries = {"agents": agents, "state": state["observation"], "next": after}
-    return TensorDict(entries, batch.batch_size)
+def team(batch: TensorDictBase, layout: Layout, alone: bool = False) -> TensorDict:
+    """Rows taken apart: agents' observations and actions, states. ``alone``: every agent is a row,
+    ``[*batch, agents]``, and a team of its own that gets the team's reward."""
+
+    def own(value: Tensor, axis: int) -> Tensor:
+        return value.unsqueeze(axis) if alone else value
+
+    def common(value: Tensor) -> Tensor:
+        shape = (*value.shape[:-1], layout.agents, value.shape[-1])
+        return value.unsqueeze(-2).expand(shape) if alone else value
+
+    def observed(joint: Tensor) -> dict[str, Any]:
+        agents = {"observation": own(layout.observations(joint), -2)}
+        return {"agents": agents, "state": common(layout.states(joint))}
+
+    after = {k: common(batch["next", k]) for k in ("reward", "done", "terminated")}
+    after |= observed(batch["next", "observation"])
+    entries = {**observed(batch["observation"]), "next": after}
+    entries["agents"]["action"] = own(layout.split(batch["action"]), -1)
+    shape = (*batch.batch_size, layout.agents) if alone else batch.batch_size
+    return TensorDict(entries, shape)
 
 
 def build(hp: Hyper, problem: Problem) -> Agent:
@@ -64,10 +73,11 @@ def build(hp: Hyper, problem: Problem) -> Agent:
             f"numbers and {problem.n_actions} joint actions per row, this team has {layout.width} "
             f"and {layout.actions**layout.agents}"
         )
+    alone = hp.mixer == "none"
     net = MultiAgentMLP(
         layout.observation,
         layout.actions,
-        layout.agents,
+        1 if alone else layout.agents,
         centralized=False,
         share_params=True,
         num_cells=list(hp.hidden),
@@ -81,14 +91,15 @@ def build(hp: Hyper, problem: Problem) -> Agent:
     loss.make_value_estimator(gamma=hp.gamma)
 
     def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
-        value, info = loss.qvalue_loss(team(batch, layout))
+        value, info = loss.qvalue_loss(team(batch, layout, alone))
         return {"loss_qvalue": value, "q": info["pred_value"].mean()}
 
     def greedy(loss: LossModule, observed: TensorDict) -> Tensor:
         """The joint action of every agent's best, int64 ``[*batch]``."""
-        own = TensorDict({read: layout.observations(observed["observation"])}, observed.batch_size)
-        values = loss.run_network("local_value_network", own)[written]
-        return layout.join(values.argmax(-1))
+        seen = layout.observations(observed["observation"])
+        own = TensorDict({read: seen.unsqueeze(-2) if alone else seen}, observed.batch_size)
+        best = loss.run_network("local_value_network", own)[written].argmax(-1)
+        return layout.join(best.squeeze(-1) if alone else best)
 
     nets = ("local_value_network", "mixer_network")
     groups = (Group(tuple(f"{net}_params" for net in nets), hp.lr),)
@@ -97,8 +108,9 @@ def build(hp: Hyper, problem: Problem) -> Agent:
 
 def _mixer(hp: Hyper, layout: Layout) -> TensorDictModule:
     value, total = ("agents", "chosen_action_value"), "chosen_action_value"
-    if hp.mixer == "vdn":
-        return TensorDictModule(VDNMixer(layout.agents, "cpu"), in_keys=[value], out_keys=[total])
+    if hp.mixer != "qmix":  # the sum over an agent that is alone is itself
+        agents = 1 if hp.mixer == "none" else layout.agents
+        return TensorDictModule(VDNMixer(agents, "cpu"), in_keys=[value], out_keys=[total])
     net = QMixer((layout.state,), hp.mixing, layout.agents, "cpu")
     return TensorDictModule(net, in_keys=[value, "state"], out_keys=[total])
 
