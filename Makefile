@@ -44,7 +44,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup bench compare reproduce ui test check docs perf mutants parity faults clean FORCE
+.PHONY: help setup bench compare reproduce ui test check docs perf mutants learning parity faults clean FORCE
 
 ##@ Targets
 help: ## this list
@@ -97,6 +97,9 @@ perf: $(STAMP) ## measure training speed beside other libraries, in environments
 
 mutants: $(STAMP) ## plant bugs and see that the tests notice (an hour; goes on where it was stopped)
 	@OMP_NUM_THREADS=1 exec $(PY) -m tests.mutants.run $${OUT:+--out="$$OUT"}
+
+learning: $(STAMP) ## train every recipe on embedded data and see that it learns (hours; goes on where it was stopped)
+	@exec $(PY) -m tests.learning.run $${OUT:+--out="$$OUT"}
 
 parity: ## compare the losses with torchrl, in an environment of its own
 	$(call script,tests/parity/run.py)
