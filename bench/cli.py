@@ -1,4 +1,4 @@
-"""The command line: ``bench run``, ``bench compare``, ``bench data``, ``bench sync``, ..."""
+"""The command line: ``bench run``, ``bench compare``, ``bench evaluate``, ``bench data``, ..."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cli_data
+from bench import cli_data, cli_plan, cli_trained
+from bench.cli_types import positive, whole
 from bench.errors import BenchError, ConfigError
 from bench.perf import command as perf
 from bench.recipes import expand_names, recipe_names
@@ -37,7 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
+    cli_plan.register(commands, _add_request, _request)
     _add_compare(commands)
+    cli_trained.register(commands)
     cli_data.register(commands)
     perf.register(commands)
     sync = commands.add_parser("sync", help="bring MLflow up to date with the run folders")
@@ -66,6 +69,14 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_request(parser)
+    parser.add_argument("--no-report", action="store_true", help="train only")
+    parser.add_argument("--no-mlflow", action="store_true", help="do not mirror into MLflow")
+    parser.set_defaults(handler=_run)
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """What is to be trained, and how."""
     parser.add_argument(
         "--algo",
         nargs="+",
@@ -80,8 +91,8 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         metavar="D",
         help=f"ids, globs, or paths to a flat HDF5 file or a Minari folder (default: {_DATASET})",
     )
-    parser.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0..N-1")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="gradient steps per run")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="seeds 0..N-1")
+    parser.add_argument("--steps", type=positive, metavar="N", help="gradient steps per run")
     parser.add_argument(
         "--profile",
         choices=("quick", "paper"),
@@ -112,14 +123,14 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--env-id", help="environment to evaluate in, for bare files")
     parser.add_argument(
-        "--eval-interval", type=_positive, metavar="N", help="steps between evaluations"
+        "--eval-interval", type=positive, metavar="N", help="steps between evaluations"
     )
     parser.add_argument(
-        "--eval-episodes", type=_positive, metavar="N", help="episodes per evaluation and seed"
+        "--eval-episodes", type=positive, metavar="N", help="episodes per evaluation and seed"
     )
     parser.add_argument(
         "--eval-workers",
-        type=_whole,
+        type=whole,
         metavar="N",
         help="processes that evaluate while training goes on; 0: the training process does it, "
         "with the same scores on a CPU (default: 0 on a CPU, up to 4 on a GPU)",
@@ -127,7 +138,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--executor", choices=("local",), default="local", help="where to train (default: local)"
     )
-    parser.add_argument("--workers", type=_positive, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
     parser.add_argument(
         "--data-memory",
         type=_size,
@@ -139,10 +150,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--strict", action="store_true", help="actions outside the bounds are an error"
     )
-    parser.add_argument("--no-report", action="store_true", help="train only")
-    parser.add_argument("--no-mlflow", action="store_true", help="do not mirror into MLflow")
     _add_out(parser)
-    parser.set_defaults(handler=_run)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -153,16 +161,6 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dataset", nargs="+", metavar="D", help="only these")
     _add_out(parser)
     parser.set_defaults(handler=_compare)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    return 0 if text == "0" else _positive(text)
 
 
 def _size(text: str) -> int:
@@ -185,10 +183,11 @@ def _settings(pairs: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _run(args: argparse.Namespace) -> int:
+def _request(args: argparse.Namespace) -> tuple[Any, int]:
+    """The request and how many workers train at once."""
     algorithms, settings = tuple(expand_names(args.algo)), _settings(args.settings)
-    from bench.executors.local import LocalExecutor, default_workers
-    from bench.plan import Request, make_plan, resolve_device
+    from bench.executors.local import default_workers
+    from bench.plan import Request, resolve_device
 
     request = Request(
         algorithms=algorithms,
@@ -208,7 +207,14 @@ def _run(args: argparse.Namespace) -> int:
         eval_workers=args.eval_workers,
         data_memory=args.data_memory,
     )
-    workers = args.workers or default_workers(resolve_device(args.device))
+    return request, args.workers or default_workers(resolve_device(args.device))
+
+
+def _run(args: argparse.Namespace) -> int:
+    request, workers = _request(args)
+    from bench.executors.local import LocalExecutor
+    from bench.plan import make_plan
+
     plan = make_plan(request, workers)
     _check_writable(args.out)
     print("\n".join([plan.summary, *plan.notes]), file=sys.stderr)

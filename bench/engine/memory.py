@@ -18,6 +18,7 @@ from torch.fx import Graph, Node
 
 from bench.engine.agent import Agent
 from bench.engine.merge import is_view
+from bench.engine.problem import recipe_table
 from bench.engine.sampling import Source
 from bench.engine.stream import Streamed
 from bench.engine.trainer import NoiseBlocks, Trainer
@@ -145,10 +146,12 @@ class _Shapes:
 
 def _one_row(recipe: Recipe, hyper: Any, transitions: TensorDict) -> tuple[Source, int]:
     """A sampler of one row of the table, and how many there are."""
-    narrow = recipe.table(hyper, _observing(transitions, lambda x: x.new_zeros(len(x), 1)))
+    numbers = _observing(transitions, lambda x: x.new_zeros(len(x), 1))
+    narrow = recipe_table(recipe, hyper, numbers)
     kept = narrow.get("valid_next", None)
     rows = len(narrow) if kept is None else int(kept.sum())
-    table = recipe.table(hyper, _observing(transitions[:1], lambda x: x.flatten(1)))[:1]
+    first = _observing(transitions[:1], lambda x: x.flatten(1))
+    table = recipe_table(recipe, hyper, first)[:1]
     return recipe.sampler(hyper, table.exclude("valid_next"), _CPU), rows
 
 
@@ -201,11 +204,11 @@ def default_limit(device: torch.device | str, workers: int = 1) -> int:
     machine's, shared by the workers."""
     if torch.device(device).type == "cuda":
         return int(0.7 * torch.cuda.mem_get_info(device)[0])
-    return _machine() // 2 // workers
+    return machine() // 2 // workers
 
 
-def _machine() -> int:
-    """Memory of the machine, or of the container that this is."""
+def machine() -> int:
+    """Bytes of memory of the machine, or of the container that this is."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     control = Path("/sys/fs/cgroup/memory.max")
     if control.exists() and (text := control.read_text().strip()).isdigit():
