@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 
 from bench.engine.task import Task, mark_failed
 from bench.errors import BenchError
+from bench.executors.job import Events, Job, spell_end
+from bench.executors.overview import Overview
+from bench.executors.pace import spell_left
 
 _GRACE_SECONDS = 60.0
-_WINDOW_SECONDS = 60.0
+RETRIES = 2
+STALL_SECONDS = 1800.0  # a worker that says nothing for so long hangs
 
 
 @dataclass
@@ -45,147 +46,40 @@ def default_workers(device: str) -> int:
     return os.cpu_count() or 1
 
 
-def _start(task: Task) -> subprocess.Popen[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bench.engine.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-        start_new_session=True,  # Ctrl-C is passed on once, by us
-    )
-    assert process.stdin is not None
-    with process.stdin as pipe:
-        json.dump(task.to_json(), pipe)
-    return process
+class LocalExecutor:
+    """At most ``workers`` tasks at a time, each in a process of its own: one that crashes takes
+    nothing else along.
 
-
-class Pace:
-    """How long a run still takes, from its steps of the last minute, evaluations included.
-
-    Marks are set after evaluations, ``interval`` steps apart, so that between two lie training and
-    evaluations in proportion; at every report of progress where there are none (``interval`` 0).
-    The first mark comes after the first chunk: starting, tracing and warming up are over then.
+    Args:
+        retries: a task whose worker dies or hangs goes on from its last checkpoint, at most so many
+            times, and only as long as it gets further: what fails twice at the same place would
+            fail again. A user's mistake and a lack of memory are not retried.
+        stall: seconds without a word after which a worker is taken to hang.
     """
 
-    def __init__(self, total: int, interval: int) -> None:
-        self.total, self.interval = total, interval
-        self._marks: list[tuple[int, float]] = []  # step, time
-
-    def note(self, step: int, now: float, *, evaluation: bool) -> None:
-        if self._marks and self._marks[-1][0] == step:  # an evaluation after its step's progress
-            self._marks[-1] = (step, now)
-        elif evaluation or not self.interval or not self._marks:
-            self._marks.append((step, now))
-        while len(self._marks) > 2 and (
-            self._marks[0][0] % max(self.interval, 1)  # the first chunk's, inside an interval
-            or now - self._marks[1][1] >= _WINDOW_SECONDS
-        ):
-            del self._marks[0]
-
-    def left(self, step: int) -> float | None:
-        """Seconds from ``step`` to the end; None while unknown."""
-        if len(self._marks) < 2:
-            return None
-        (first, start), (last, end) = self._marks[0], self._marks[-1]
-        if last - first < 0.75 * self.interval:  # an evaluation would count too much
-            return None
-        return (end - start) / (last - first) * (self.total - step)
-
-
-def spell_left(seconds: float | None) -> str:
-    """'45 s left', '12 min left', '3 h 20 min left'; '' for an unknown time."""
-    if seconds is None:
-        return ""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s left"
-    return f"{minutes} min left" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min left"
-
-
-def _spell_end(code: int) -> str:
-    """Why a worker ended that could not say so itself, and what may help."""
-    if code >= 0:
-        return f"worker ended with status {code}"
-    name = signal.Signals(-code).name
-    if name != "SIGKILL":
-        return f"worker was killed by {name}"
-    return "worker was killed (if nobody did it, memory ran out: use fewer --workers or --seeds)"
-
-
-class _Job:
-    """A running worker and what it said."""
-
-    def __init__(self, task: Task, events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
-        self.task, self.process = task, _start(task)
-        evaluated = task.record["env_id"] is not None and task.eval_interval < task.steps
-        self.rate, self.pace = "", Pace(task.steps, task.eval_interval if evaluated else 0)
-        self.errors: list[str] = []
-        self.diverged: list[int] = []  # seeds
-        self.step = 0  # how far training is
-        self.saved = 0  # the step of the checkpoint that it stopped at
-        self.tail: list[str] = []
-        assert self.process.stdout is not None and self.process.stderr is not None
-        self._threads = [
-            threading.Thread(target=self._read, args=(self.process.stdout, events), daemon=True),
-            threading.Thread(target=self._read_errors, args=(self.process.stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self, stream: IO[str], events: queue.Queue[tuple[_Job, dict[str, Any]]]) -> None:
-        for line in stream:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                self.tail.append(line)
-                continue
-            events.put((self, event))
-        events.put((self, {"event": "end"}))
-
-    def _read_errors(self, stream: IO[str]) -> None:
-        for line in stream:
-            self.tail = [*self.tail[-30:], line]
-
-    def finish(self) -> int:
-        code = self.process.wait()
-        for thread in self._threads:
-            thread.join()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
-        return code
-
-
-class LocalExecutor:
-    """At most ``workers`` tasks at a time, each in a process of its own."""
-
-    def __init__(self, workers: int, console: Console | None = None) -> None:
-        self.workers = workers
+    def __init__(
+        self,
+        workers: int,
+        console: Console | None = None,
+        *,
+        retries: int = RETRIES,
+        stall: float = STALL_SECONDS,
+    ) -> None:
+        self.workers, self.retries, self.stall = workers, retries, stall
         self.console = console or Console(stderr=True)
         self.live = self.console.is_terminal
 
     def run(self, tasks: Sequence[Task]) -> Outcome:
         """Run all tasks. Ctrl-C (and SIGTERM) stop the workers after a checkpoint."""
         self.outcome = Outcome()
-        self._waiting = list(tasks)
-        self._active: list[_Job] = []
-        self._events: queue.Queue[tuple[_Job, dict[str, Any]]] = queue.Queue()
-        self._bars: dict[_Job, Any] = {}
+        self._waiting = deque((task, 1) for task in tasks)  # with the number of the attempt
+        self._reached: Counter[str] = Counter()  # by task: the furthest step so far
+        self._active: list[Job] = []
+        self._events: Events = queue.Queue()
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>8.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[rate]:>7}"),
-            TextColumn("{task.fields[left]:>15}"),
-            TextColumn("{task.fields[score]}"),
-            console=self.console,
-        )
+        self.overview = Overview(self.console, tasks)
         try:
-            with self.progress if self.live else nullcontext():
+            with self.overview.progress if self.live else nullcontext():
                 self._loop()
         finally:
             for number, handler in previous.items():
@@ -195,20 +89,24 @@ class LocalExecutor:
     def _loop(self) -> None:
         while self._waiting or self._active:
             while self._waiting and len(self._active) < self.workers:
-                self._launch(self._waiting.pop(0))
+                self._launch(*self._waiting.popleft())
             try:
                 job, event = self._events.get(timeout=0.2)
             except queue.Empty:
+                self._stop_stalled()
                 continue
             self._handle(job, event)
 
-    def _launch(self, task: Task) -> None:
-        job = _Job(task, self._events)
+    def _launch(self, task: Task, attempt: int) -> None:
+        job = Job(task, self._events, attempt)
         self._active.append(job)
-        self._bars[job] = self.progress.add_task(
-            task.name, total=task.steps, rate="", left="", score="starting"
-        )
+        self.overview.update(task, "running", score="starting")
         self._line(f"{task.name}: started ({task.steps} steps)")
+
+    def _stop_stalled(self) -> None:
+        for job in self._active:
+            if time.monotonic() - job.heard > self.stall:
+                job.stop_stalled()
 
     def _line(self, text: str) -> None:
         """What only a log needs: the bars show it on a terminal."""
@@ -218,68 +116,113 @@ class LocalExecutor:
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def _handle(self, job: _Job, event: dict[str, Any]) -> None:
-        kind, bar = event["event"], self._bars[job]
-        if kind == "start":
-            self.progress.update(bar, completed=event["step"])
-            if event["step"]:
-                self._say(f"{job.task.name}: resuming from step {event['step']}")
-        elif kind == "progress":
-            job.rate, job.step = f"{event['rate']:.0f}/s", event["step"]
-            left = self._left(job, event)
-            self.progress.update(bar, completed=event["step"], rate=job.rate, left=left)
-        elif kind == "score":
-            text, left = f"{event['unit']} {event['score']:.1f}", self._left(job, event)
-            job.step = max(job.step, event["step"])  # evaluations may be behind
-            self.progress.update(bar, completed=job.step, left=left, score=text)
-            parts = [f"step {event['step']}/{job.task.steps}", job.rate, left, text]
-            self._line(f"{job.task.name}: {' · '.join(filter(None, parts))}")
-        elif kind == "note":
-            self._say(event["text"])
-        elif kind == "diverged":
-            job.diverged.append(event["seed"])
-            self.outcome.diverged += 1
-            what = escape(f"{job.task.name_of([event['seed']])}: {event['text']}")
-            self.console.print(f"[red]diverged[/] {what}", highlight=False, soft_wrap=True)
-        elif kind == "stopped":
-            job.saved = event["step"]
-        elif kind == "error":
-            job.errors.append(event["text"])
-        elif kind == "end":
-            self._end(job)
+    def _warn(self, word: str, text: str) -> None:
+        self.console.print(f"[red]{word}[/] {escape(text)}", highlight=False, soft_wrap=True)
 
-    def _left(self, job: _Job, event: dict[str, Any]) -> str:
+    # -------------------------------------------------------------- what workers say
+
+    def _handle(self, job: Job, event: dict[str, Any]) -> None:
+        getattr(self, f"_on_{event['event']}")(job, event)
+
+    def _on_start(self, job: Job, event: dict[str, Any]) -> None:
+        job.begun = job.step = event["step"]
+        self.overview.update(job.task, "running", completed=event["step"])
+        if event["step"]:
+            self._say(f"{job.task.name}: resuming from step {event['step']}")
+
+    def _on_progress(self, job: Job, event: dict[str, Any]) -> None:
+        job.rate, job.step = f"{event['rate']:.0f}/s", event["step"]
+        left = self._left(job, event)
+        self.overview.update(job.task, completed=event["step"], rate=job.rate, left=left)
+
+    def _on_score(self, job: Job, event: dict[str, Any]) -> None:
+        text, left = f"{event['unit']} {event['score']:.1f}", self._left(job, event)
+        job.step = max(job.step, event["step"])  # evaluations may be behind
+        self.overview.update(job.task, completed=job.step, left=left, score=text)
+        parts = [f"step {event['step']}/{job.task.steps}", job.rate, left, text]
+        line = " · ".join(filter(None, parts))
+        job.say(line)
+        self._line(f"{job.task.name}: {line}")
+
+    def _on_note(self, job: Job, event: dict[str, Any]) -> None:
+        job.say(event["text"])
+        self._say(event["text"])
+
+    def _on_diverged(self, job: Job, event: dict[str, Any]) -> None:
+        if event["seed"] not in job.diverged:
+            job.diverged.append(event["seed"])
+        self.outcome.diverged += 1
+        job.say(f"seed {event['seed']} diverged: {event['text']}")
+        self._warn("diverged", f"{job.task.name_of([event['seed']])}: {event['text']}")
+
+    def _on_stopped(self, job: Job, event: dict[str, Any]) -> None:
+        job.saved = event["step"]
+
+    def _on_error(self, job: Job, event: dict[str, Any]) -> None:
+        job.errors.append(event["text"])
+
+    def _left(self, job: Job, event: dict[str, Any]) -> str:
         job.pace.note(event["step"], time.monotonic(), evaluation=event["event"] == "score")
         return spell_left(job.pace.left(event["step"]))
 
-    def _end(self, job: _Job) -> None:
+    # -------------------------------------------------------------------- their ends
+
+    def _on_end(self, job: Job, event: dict[str, Any]) -> None:
         code = job.finish()
         self._active.remove(job)
-        self.progress.update(self._bars[job], visible=code != 0)
         if code in (130, 143) and self.outcome.interrupted:
             where = f"stopped at step {job.saved}" if job.saved else "nothing to save yet"
+            self.overview.update(job.task, "stopped")
+            job.say(where)
             self._say(f"{job.task.name}: {where}")
+        elif code == 0:
+            self._done(job)
+        else:
+            self._failed(job, code)
+
+    def _done(self, job: Job) -> None:
+        good = [seed for seed in job.task.seeds if seed not in job.diverged]
+        self.overview.update(job.task, "done" if good else "diverged", left="")
+        job.say("done")
+        if good:
+            self._line(f"{job.task.name_of(good)}: done")
+
+    def _failed(self, job: Job, code: int) -> None:
+        reason = job.errors[-1] if job.errors else spell_end(code)
+        if job.stalled:
+            reason = f"worker said nothing for {self.stall:.0f} s and was killed"
+        job.say(f"failed: {reason}")
+        if self._may_retry(job, code):
+            again = f"attempt {job.attempt + 1} of {self.retries + 1}"
+            self._warn("retrying", f"{job.task.name}: {reason}; {again}")
+            self.overview.update(job.task, "retrying")
+            self._waiting.append((job.task, job.attempt + 1))
             return
-        if code == 0:
-            good = [seed for seed in job.task.seeds if seed not in job.diverged]
-            if good:
-                self._line(f"{job.task.name_of(good)}: done")
-            return
-        reason = job.errors[-1] if job.errors else _spell_end(code)
+        self.overview.update(job.task, "failed")
         self.outcome.failed.append(f"{job.task.name}: {reason}")
         self.outcome.mistakes += code == 2
-        what = escape(f"{job.task.name}: {reason}")
-        self.console.print(f"[red]failed[/] {what}", soft_wrap=True)
+        self._warn("failed", f"{job.task.name}: {reason}")
         if not job.errors:  # it could not say why
-            self.console.print("".join(job.tail[-15:]), highlight=False, markup=False)
+            self.console.print("".join(job.tail), highlight=False, markup=False)
+            self._say(f"log: {job.log}")
         if code < 0:  # killed: it could not say so itself
             self._mark_failed(job.task, reason)
+
+    def _may_retry(self, job: Job, code: int) -> bool:
+        """The first time anywhere, later only where the attempt got further than those before."""
+        furthest = self._reached[job.task.name]
+        self._reached[job.task.name] = max(furthest, job.step)
+        if code == 2 or self.outcome.interrupted or job.attempt > self.retries:
+            return False
+        return job.attempt == 1 or job.step > furthest
 
     def _mark_failed(self, task: Task, reason: str) -> None:
         try:
             mark_failed(task, reason)
         except BenchError as error:  # a full disk, or another runner is at it: others go on
             self._say(f"note: {error}")
+
+    # -------------------------------------------------------------------------- stop
 
     def _stop(self, number: int, frame: Any) -> None:
         if self.outcome.interrupted:

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bench.engine.task import Task
-from bench.executors import local
-from bench.executors.local import LocalExecutor, Outcome, Pace, spell_left
+from bench.executors import job, local
+from bench.executors.local import LocalExecutor, Outcome
+from bench.executors.overview import Overview
+from bench.executors.pace import Pace, spell_left
 
 
 def events_of(total: int, interval: int, per_step: float, per_evaluation: float) -> Iterator[Any]:
@@ -83,9 +86,14 @@ def test_times_are_spelled() -> None:
     ]  # fmt: skip
 
 
-def task() -> Task:
-    record = {"label": "BC", "dataset": "a[b]c", "env_id": "Pendulum-v1"}
-    return Task("out", "x", None, "bc", "0" * 12, (0, 1), 100, {}, 20, 1, record=record)
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # logs go to ./out
+
+
+def task(label: str = "BC") -> Task:
+    record = {"label": label, "dataset": "a[b]c", "env_id": "Pendulum-v1"}
+    return Task("out", "x", None, label.lower(), "0" * 12, (0, 1), 100, {}, 20, 1, record=record)
 
 
 def said(
@@ -110,7 +118,7 @@ def said(
             text=True,
         )
 
-    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(job, "start_worker", start)
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=200)
     expected = outcome or Outcome(interrupted=stopped)
@@ -189,8 +197,111 @@ def test_a_worker_that_cannot_say_why_it_ended(
         command = [sys.executable, "-c", f"import os, sys; {code}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    monkeypatch.setattr(local, "_start", start)
+    monkeypatch.setattr(job, "start_worker", start)
     monkeypatch.setattr(local, "mark_failed", lambda task, reason: None)
     outcome = LocalExecutor(1, Console(file=io.StringIO())).run([task()])
     (failed,) = outcome.failed
     assert expected in failed
+
+
+SAID = """
+import json, os, sys, time
+def said(*events):
+    for event in events:
+        print(json.dumps(event), flush=True)
+"""
+START, HALF = {"event": "start", "step": 0}, {"event": "progress", "step": 50, "rate": 9.0}
+
+
+def run_scripted(
+    monkeypatch: pytest.MonkeyPatch, scripts: dict[str, list[str]], **options: Any
+) -> tuple[Outcome, str, dict[str, int]]:
+    """What becomes of workers whose attempts run the given code, after ``said`` printed events:
+    outcome, text, attempts by label."""
+    attempts = dict.fromkeys(scripts, 0)
+
+    def start(task: Task) -> subprocess.Popen[str]:
+        label = task.record["label"]
+        code = scripts[label][min(attempts[label], len(scripts[label]) - 1)]
+        attempts[label] += 1
+        command = [sys.executable, "-c", f"{SAID}\nSTART, HALF = {START!r}, {HALF!r}\n{code}"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(job, "start_worker", start)
+    monkeypatch.setattr(local, "mark_failed", lambda task, reason: None)
+    file = io.StringIO()
+    executor = LocalExecutor(2, Console(file=file, width=200), **options)
+    return executor.run([task(label) for label in scripts]), file.getvalue(), attempts
+
+
+DIE = "os.kill(os.getpid(), 9)"
+
+
+def test_a_worker_that_dies_is_tried_again_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripts = {"BC": [f"said(START, HALF); {DIE}", "said({**START, 'step': 50})"], "DT": ["pass"]}
+    outcome, text, attempts = run_scripted(monkeypatch, scripts)
+    assert outcome == Outcome() and attempts == {"BC": 2, "DT": 1}
+    assert "retrying BC · a[b]c · seed 0,1: worker was killed" in text
+    assert "attempt 2 of 3" in text and "resuming from step 50" in text
+    assert "BC · a[b]c · seed 0,1: done" in text and "DT · a[b]c · seed 0,1: done" in text
+
+
+@pytest.mark.parametrize(
+    ("scripts", "expected"),
+    [
+        ([f"said(START); {DIE}"], 2),  # fails twice where it starts
+        ([f"said(START, HALF); {DIE}"], 2),  # twice at step 50
+        ([f"said({{**HALF, 'step': {n}}}); {DIE}" for n in (10, 20, 30, 40)], 3),  # gets on
+        (["said({'event': 'error', 'text': 'a mistake'}); sys.exit(2)"], 1),
+    ],
+)
+def test_attempts_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, scripts: list[str], expected: int
+) -> None:
+    outcome, _, attempts = run_scripted(monkeypatch, {"BC": scripts})
+    assert attempts == {"BC": expected} and len(outcome.failed) == 1
+    assert run_scripted(monkeypatch, {"BC": scripts}, retries=0)[2] == {"BC": 1}
+
+
+def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = {"BC": ["said(START); time.sleep(60)", "said(START)"]}
+    outcome, text, attempts = run_scripted(monkeypatch, scripts, stall=1.5)
+    assert outcome == Outcome() and attempts == {"BC": 2}
+    assert "worker said nothing for 2 s and was killed" in text
+
+
+def test_each_task_has_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the worker wrote anywhere, of every attempt; a failure names it."""
+    code = "print('about to fail', file=sys.stderr); sys.stderr.flush(); sys.exit(3)"
+    text = run_scripted(monkeypatch, {"BC": [code]})[1]
+    (log,) = Path("out").rglob("seeds-0-1.log")
+    lines = log.read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines[:3]] == [
+        "attempt 1: training of 100 steps starts", "about to fail",
+        "failed: worker ended with status 3",
+    ]  # fmt: skip
+    assert sum("about to fail" in line for line in lines) == 2
+    assert "about to fail" in text and f"log: {log}" in text
+
+
+def test_the_overview_shows_what_runs_and_counts_the_rest() -> None:
+    """Catches: more bars than lines, and a cell that is nowhere."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=10)
+    tasks = [task(f"A{n}") for n in range(20)]
+    overview = Overview(console, tasks)
+    for one in tasks[:12]:
+        overview.update(one, "done")
+    overview.update(tasks[12], "running", completed=30, rate="5/s", left="14 s left", score="x 1.0")
+    overview.update(tasks[13], "failed")
+    shown = [bar for bar in overview.progress.tasks if bar.visible]
+    assert len(shown) <= 7 and shown[-1].fields["score"] == (
+        "1 running, 6 waiting, 12 done, 1 failed"
+    )
+    assert (shown[-1].completed, shown[-1].total) == (13, 20)
+    states = {bar.description: bar.fields["state"] for bar in shown}
+    assert states[tasks[12].name] == "running" and states[tasks[13].name] == "failed"
+    with overview.progress:
+        overview.progress.refresh()
+    assert "14 s left" in console.file.getvalue()
