@@ -20,14 +20,12 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from bench.data import load
 from bench.engine.evaluation import as_hyper
 from bench.engine.problem import problem_of, training_table
 from bench.engine.sampling import WindowSampler, gather
 from bench.errors import BenchError, ConfigError, RunError
 from bench.recipes import dreamer
-from bench.store import load_checkpoint
-from bench.store.files import read_json
+from bench.trained.run import checkpoint_of, data_of, read_config
 
 _DREAMS = 8  # that a forecast is the mean of
 
@@ -93,7 +91,8 @@ def compare(loss: Any, hp: dreamer.Hyper, batch: TensorDict, context: int) -> Co
     reward = batch["next", "reward"].squeeze(-1)
     last = reward[:, context - 1] * actions.shape[1]
     found = (imagined, reward[:, context:].sum(1), last)
-    return Comparison(*((x / hp.reward_scale).numpy() for x in found))
+    bias = actions.shape[1] * hp.reward_bias
+    return Comparison(*(((x - bias) / hp.reward_scale).numpy() for x in found))
 
 
 def measure(run: Path, dataset: str | None, context: int, horizon: int | None) -> Comparison:
@@ -103,14 +102,10 @@ def measure(run: Path, dataset: str | None, context: int, horizon: int | None) -
         RunError: when there is no such run, or it is not Dreamer's.
         ConfigError: when the dataset is another one than it trained on.
     """
-    if not (run / "config.json").exists():
-        raise RunError(f"{run}: holds no config.json; give the folder of a seed, .../seed-0")
-    config = read_json(run / "config.json")
+    config = read_config(run)
     if config["algorithm"] != dreamer.RECIPE.name:
         raise RunError(f"{run}: is a run of {config['algorithm']}, which imagines nothing")
-    data = load(dataset or config["dataset"])
-    if data.fingerprint != config["data"]["fingerprint"]:
-        raise ConfigError(f"{data.name}: is not the data that {run} was trained on")
+    data = data_of(run, config, dataset)
     hp = as_hyper(dreamer.RECIPE, config["hyperparameters"])
     loss = dreamer.build(hp, problem_of(data, hp)).loss
     batch = held_out(hp, data, context + (horizon or hp.horizon))
@@ -120,12 +115,9 @@ def measure(run: Path, dataset: str | None, context: int, horizon: int | None) -
 
 
 def _tensors(run: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    seeds = config["group"]
-    found = load_checkpoint(run.parent / "checkpoints" / f"seeds-{'-'.join(map(str, seeds))}")
-    if found is None:
-        raise RunError(f"{run}: there is no checkpoint; train it further")
-    _, tensors, _ = found
-    return {k: t[seeds.index(config["seed"])] for k, t in tensors.items() if t.ndim}
+    _, tensors, _ = checkpoint_of(run, config)
+    position = config["group"].index(config["seed"])
+    return {k: t[position] for k, t in tensors.items() if t.ndim}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,6 +48,7 @@ class Phase:
     clip_norm: float | None = None  # per seed, over all tensors of a group
     targets: tuple[str, ...] = ()  # networks whose delayed copy moves after this phase
     copies: tuple[tuple[str, str], ...] = ()  # (to, from): tensors below these names are copied
+    follows: tuple[tuple[str, str], ...] = ()  # (to, from): these move as delayed copies do
 
     def runs(self, after: int, up_to: int) -> int:
         """At how many steps of ``after + 1 ... up_to`` it runs."""

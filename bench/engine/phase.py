@@ -135,7 +135,7 @@ class PhaseState:
 
     def _append_targets(self, merged: Merged, tensors: Mapping[str, Tensor], tau: float) -> None:
         moved = [(target_of(net), f"{net}_params") for net in self.phase.targets]
-        pairs = [_pairs(tensors, to, source) for to, source in moved]
+        pairs = [_pairs(tensors, *names) for names in (*moved, *self.phase.follows)]
         if names := [pair for found in pairs for pair in found]:
             targets, online = zip(*names, strict=True)
             lists = [[merged.lasting(tensors[n]) for n in side] for side in (targets, online)]

@@ -14,7 +14,7 @@ from bench.store import read_json
 
 SEEDS = 3
 CONTINUOUS, DISCRETE = "lite/hopper/medium-replay-v0", "lite/cartpole/replay-v0"
-OWN = {"dreamer": "lite/pendulum/replay-v0", "qmix": "lite/twostep/random-v0"}
+OWN = {"dreamer": "lite/pendulum/random-v0", "qmix": "lite/twostep/random-v0"}
 INDEPENDENT = "qmix mixer=none"
 
 
