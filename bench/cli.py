@@ -70,6 +70,13 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_request(parser)
+    parser.add_argument(
+        "--retries",
+        type=whole,
+        default=2,
+        metavar="N",
+        help="how often a worker that died or hangs goes on from its checkpoint (default: 2)",
+    )
     parser.add_argument("--no-report", action="store_true", help="train only")
     parser.add_argument("--no-mlflow", action="store_true", help="do not mirror into MLflow")
     parser.set_defaults(handler=_run)
@@ -159,6 +166,16 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--algo", nargs="+", metavar="A", help="only these")
     parser.add_argument("--dataset", nargs="+", metavar="D", help="only these")
+    parser.add_argument(
+        "--fqe",
+        action="store_true",
+        help="also estimate what the policies are worth from their data alone (fitted Q "
+        "evaluation), and how well that chooses among them: minutes per dataset",
+    )
+    parser.add_argument(
+        "--fqe-steps", type=positive, default=20_000, metavar="N", help="updates (default: 20000)"
+    )
+    parser.add_argument("--device", default="auto", help="of --fqe: auto, cpu or cuda")
     _add_out(parser)
     parser.set_defaults(handler=_compare)
 
@@ -219,7 +236,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_writable(args.out)
     print("\n".join([plan.summary, *plan.notes]), file=sys.stderr)
     with _mirror(args.out, wanted=not args.no_mlflow and bool(plan.tasks)):
-        outcome = LocalExecutor(workers).run(plan.tasks)
+        outcome = LocalExecutor(workers, retries=args.retries).run(plan.tasks)
         trained = len(outcome.failed) < len(plan.tasks) or plan.finished
         if (
             trained and not outcome.interrupted and not args.no_report
@@ -273,7 +290,17 @@ def _report(out: Path, algorithms: Sequence[str] | None, datasets: Sequence[str]
 
 
 def _compare(args: argparse.Namespace) -> int:
-    _report(args.out, args.algo, args.dataset)
+    if not args.fqe:
+        _report(args.out, args.algo, args.dataset)
+        return 0
+    from bench.plan import resolve_device
+    from bench.report import compare
+    from bench.trained.fqe import Settings
+    from bench.trained.offline import evaluate_offline
+
+    settings, device = Settings(steps=args.fqe_steps), resolve_device(args.device)
+    found = evaluate_offline(args.out, args.algo, args.dataset, settings, device)
+    compare(args.out, algos=args.algo, datasets=args.dataset, offline=found)
     return 0
 
 

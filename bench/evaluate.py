@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from bench.engine.trainer import stream_seed
 from bench.errors import ConfigError
 
 _EVALUATION_STREAM = 2
+MOST_EPISODES = 10_000  # of an evaluation, with start states of their own
 
 
 class Policy(Protocol):
@@ -56,7 +58,10 @@ def make_env(env_id: str, horizon: int | None = None, **options: Any) -> Any:
             envs.register(env_id)
             return envs.flat(gym.make(env_id, disable_env_checker=True, **limit, **options))
         except Exception as error:  # gymnasium raises many types here
-            raise ConfigError(f"environment {env_id!r} cannot be made: {error}") from None
+            draws = os.environ.get("MUJOCO_GL")  # a way to draw without its library breaks MuJoCo
+            own = isinstance(error, gym.error.Error) or not draws
+            hint = "" if own else f" (MUJOCO_GL={draws}: is its library installed?)"
+            raise ConfigError(f"environment {env_id!r} cannot be made: {error}{hint}") from None
 
 
 class Evaluator:
@@ -67,17 +72,23 @@ class Evaluator:
     """
 
     def __init__(
-        self, env_id: str, seeds: Sequence[int], episodes: int, horizon: int | None = None
+        self,
+        env_id: str,
+        seeds: Sequence[int],
+        episodes: int,
+        horizon: int | None = None,
+        make: Callable[[str, int | None], Any] = make_env,
     ) -> None:
         self.seeds, self.episodes = tuple(seeds), episodes
-        self.envs = [make_env(env_id, horizon) for _ in range(len(self.seeds) * episodes)]
+        self.envs = [make(env_id, horizon) for _ in range(len(self.seeds) * episodes)]
         self._discrete = hasattr(self.envs[0].action_space, "n")
 
-    def run(self, policy: Policy, step: int) -> Rollouts:
-        """Roll the policy out once per seed and episode, as evaluation number ``step``."""
+    def run(self, policy: Policy, step: int, first: int = 0) -> Rollouts:
+        """Roll the policy out once per seed and episode, as evaluation number ``step``, whose
+        episodes are counted from ``first``."""
         shape = (len(self.seeds), self.episodes)
         policy.reset(*shape)
-        observation = np.stack([env.reset(seed=s)[0] for env, s in self._starts(step)])
+        observation = np.stack([env.reset(seed=s)[0] for env, s in self._starts(step, first)])
         returns, lengths = np.zeros(len(self.envs)), np.zeros(len(self.envs), dtype=np.int64)
         alive = np.ones(len(self.envs), dtype=bool)
         while alive.any():
@@ -90,8 +101,9 @@ class Evaluator:
             alive = self._alive
         return Rollouts(returns.reshape(shape), lengths.reshape(shape))
 
-    def _starts(self, step: int) -> list[tuple[Any, int]]:
-        keys = [(s, step * 10_000 + e) for s in self.seeds for e in range(self.episodes)]
+    def _starts(self, step: int, first: int) -> list[tuple[Any, int]]:
+        numbers = range(first, first + self.episodes)
+        keys = [(s, step * MOST_EPISODES + e) for s in self.seeds for e in numbers]
         seeds = [stream_seed(s, _EVALUATION_STREAM, k) % 2**31 for s, k in keys]
         return list(zip(self.envs, seeds, strict=True))
 

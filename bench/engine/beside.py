@@ -129,12 +129,10 @@ class _Process:
 
 def _serve(requests: IO[bytes], answer: Callable[[dict[str, Any]], None]) -> None:
     here = Setup.from_json(json.loads(requests.readline())).prepare()
-    used = {name for policy in here.policies for name in policy.program.reads}
-    reads = [name for name in here.tensors if name in used]
-    answer({"reads": reads, "policies": len(here.policies)})
+    answer({"reads": here.reads, "policies": len(here.policies)})
     for line in iter(requests.readline, b""):
         job = json.loads(line)
-        for name in reads:
+        for name in here.reads:
             memory = here.tensors[name].numpy().reshape(-1).view(np.uint8)
             if requests.readinto(memory) != memory.size:  # type: ignore[attr-defined]
                 return  # the training process is gone

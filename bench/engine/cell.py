@@ -15,8 +15,9 @@ from tensordict import TensorDict
 
 from bench.engine import memory
 from bench.engine.beside import Beside
+from bench.engine.best import Best
 from bench.engine.evaluation import Evaluation, Pending, Runner, Setup, as_hyper
-from bench.engine.problem import problem_of, training_table
+from bench.engine.problem import problem_of, to_json, training_table
 from bench.engine.sampling import Sampler
 from bench.engine.stream import Streamed
 from bench.engine.task import Task
@@ -54,6 +55,7 @@ class Cell:
         self.checkpoints = self.folders[0].path.parent / "checkpoints" / group
         self.diverged: dict[int, str] = {}  # position in the group -> reason
         self.pending = Pending(self._write)
+        self.best = Best(len(task.seeds))
         self.runner: Runner | None = None  # None: there is nothing to evaluate in
         self.seconds = 0.0  # spent in updates
         self.stop_requested = False
@@ -106,6 +108,7 @@ class Cell:
                 self._diverge(int(key), reason)
             self.seconds = float(meta["train_seconds"])
             self.pending.restore(meta.get("pending", []), found[1])
+            self.best.restore(meta.get("best", self.best.found), found[1])
         if found is None:
             for folder in self.folders:
                 _check_untrained(folder)
@@ -128,9 +131,11 @@ class Cell:
             "train_seconds": self.seconds,
             "diverged": {str(k): v for k, v in self.diverged.items()},
             "pending": self.pending.meta(),
+            "best": self.best.found,
+            "problem": to_json(self.problem),
         }
         trainer, pending = self.trainer, self.pending
-        tensors = {**trainer.state(), **pending.tensors()}
+        tensors = {**trainer.state(), **pending.tensors(), **self.best.tensors()}
         save_checkpoint(self.checkpoints, trainer.step, tensors, meta)
         written = pending.written(trainer.step)
         facts = {"step": written, "steps": self.task.steps, "engine": trainer.engine}
@@ -301,6 +306,7 @@ class Cell:
         if found:
             score = self._mean_score(found[0])
             self.report({"event": "score", "step": step, "score": score, "unit": self.dataset.unit})
+            self.best.offer(evaluation, found[0])
 
     def _scores(self, step: int, i: int, rollouts: Rollouts) -> Iterator[tuple]:
         pairs = zip(rollouts.returns[i].tolist(), rollouts.lengths[i].tolist(), strict=True)

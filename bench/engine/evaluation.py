@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from bench.engine.agent import Agent
+from bench.engine.problem import from_json, to_json
 from bench.evaluate import Evaluator, Rollouts
 from bench.policies import make_policies
 from bench.recipe import Problem, Recipe, load_recipe
-from rlobj.specs import Bounded, Categorical
 
 _POLL_SECONDS = 0.2
 
@@ -48,23 +48,11 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers read back bit for bit."""
-        p, discrete = self.problem, isinstance(self.problem.space, Categorical)
-        tensors = {"mean": p.mean, "std": p.std}
-        if not discrete:
-            tensors |= {"low": p.action.low, "high": p.action.high}
-        problem = {name: None if t is None else t.tolist() for name, t in tensors.items()}
-        sizes = {"observation": p.observation, "max_timestep": p.max_timestep}
-        sizes["n_actions"] = p.n_actions if discrete else 0
-        return {**vars(self), "problem": {**problem, **sizes}}
+        return {**vars(self), "problem": to_json(self.problem)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Setup:
-        p = data["problem"]
-        kinds = ("low", "high", "mean", "std")
-        tensor = {k: torch.tensor(p[k]) for k in kinds if p.get(k) is not None}
-        n = p["n_actions"]
-        space = Categorical(n) if n else Bounded(tensor.pop("low"), tensor.pop("high"))
-        problem = Problem(p["observation"], space, p["max_timestep"], **tensor)
+        problem = from_json(data["problem"])
         return cls(**{**data, "problem": problem, "seeds": tuple(data["seeds"])})
 
 
@@ -77,7 +65,7 @@ class Runner(Protocol):
     """Evaluates all seeds at a step, once per policy.
 
     Attributes:
-        reads: names of the tensors that ``start`` needs copies of.
+        reads: names of the tensors that policies read: ``start`` gets copies of them.
         limit: how many evaluations may be under way before training has to wait.
     """
 
@@ -95,12 +83,13 @@ class InProcess:
     """Evaluates at once, reading the tensors where they are."""
 
     limit = 0
-    reads: Sequence[str] = ()
 
     def __init__(
         self, evaluator: Evaluator, policies: Sequence[Any], tensors: Mapping[str, Tensor]
     ) -> None:
         self.evaluator, self.policies, self.tensors = evaluator, policies, tensors
+        used = {name for policy in policies for name in policy.program.reads}
+        self.reads: Sequence[str] = [name for name in tensors if name in used]
 
     def start(self, step: int, tensors: Mapping[str, Tensor]) -> list[Future[Rollouts]]:
         results: list[Future[Rollouts]] = [Future() for _ in self.policies]

@@ -27,6 +27,7 @@ from bench.recipe import Problem, Recipe, load_recipe
 from bench.recipes import recipe_names
 
 _CPU = torch.device("cpu")
+_OBSERVED = ("observation", ("next", "observation"))
 _UNITS = ("B", "KB", "MB", "GB", "TB")
 _SIZES = (
     "batch_size",
@@ -145,20 +146,22 @@ class _Shapes:
 
 
 def _one_row(recipe: Recipe, hyper: Any, transitions: TensorDict) -> tuple[Source, int]:
-    """A sampler of one row of the table, and how many there are."""
-    numbers = _observing(transitions, lambda x: x.new_zeros(len(x), 1))
-    narrow = recipe_table(recipe, hyper, numbers)
+    """A sampler of one row of the table, and how many there are. Recipes look at whole episodes, so
+    the table is made of all rows, without what is wide."""
+    narrow = recipe_table(recipe, hyper, _observing(transitions, lambda x: x.new_zeros(len(x), 1)))
     kept = narrow.get("valid_next", None)
     rows = len(narrow) if kept is None else int(kept.sum())
-    first = _observing(transitions[:1], lambda x: x.flatten(1))
-    table = recipe_table(recipe, hyper, first)[:1]
-    return recipe.sampler(hyper, table.exclude("valid_next"), _CPU), rows
+    table = narrow[:1].exclude("valid_next")
+    for key in _OBSERVED:
+        if key in table.keys(True, True):
+            table[key] = transitions[key][:1].flatten(1)
+    return recipe.sampler(hyper, table, _CPU), rows
 
 
 def _observing(transitions: TensorDict, change: Callable[[Tensor], Tensor]) -> TensorDict:
     """Transitions with other observations."""
     changed = transitions.copy()
-    for key in ("observation", ("next", "observation")):
+    for key in _OBSERVED:
         changed[key] = change(transitions[key])
     return changed
 

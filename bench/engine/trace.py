@@ -8,16 +8,19 @@ overhead, and the loss stays the only place where the maths is written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.func import functionalize, vmap
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_arg
 
 from bench.engine.agent import Phase
-from bench.engine.merge import Merged, is_pure
+from bench.engine.merge import Merged, is_pure, is_view
 from rlobj import LossModule, noise
 
 
@@ -35,11 +38,35 @@ def record_draws(loss: LossModule, phase: Phase, batch: TensorDict) -> list[nois
 
 
 def flat_graph(program: Callable[..., list[Tensor]], example: Sequence[Tensor]) -> GraphModule:
-    """``program(*example)`` as tensor operations that write into nothing."""
-    graph = make_fx(program)(*example)
-    if all(is_pure(node.target) for node in graph.graph.nodes if node.op == "call_function"):
+    """``program(*example)`` as tensor operations that write into nothing; nothing is computed."""
+    trace = make_fx(program, tracing_mode="fake", _allow_non_fake_inputs=True)
+    graph = trace(*example)
+    writes = [n for n in graph.graph.nodes if n.op == "call_function" and not is_pure(n.target)]
+    if all(map(_as_value, writes)):
         return graph
     return make_fx(functionalize(graph, remove="mutations"))(*example)
+
+
+def _as_value(write: Node) -> bool:
+    """Turn a write into what nothing else reads, as autograd's formulas have them, into the
+    operation that returns the result; false where that cannot be done."""
+    target, read = cast(OpOverload, write.target), write.args[0]
+    if not isinstance(read, Node) or list(read.users) != [write]:
+        return False
+    packet = getattr(torch.ops.aten, target.overloadpacket.__name__.removesuffix("_"), None)
+    pure = getattr(packet, target._overloadname, None)
+    fresh = isinstance(read.target, OpOverload) and not is_view(read.target)
+    if not fresh or pure is None or not is_pure(pure):
+        return False
+    value = pure(*map_arg(write.args, _value), **map_arg(write.kwargs, _value))
+    if value.dtype != _value(write).dtype:  # a write never promotes
+        return False
+    write.target = pure
+    return True
+
+
+def _value(node: Node) -> Tensor:
+    return node.meta["val"]
 
 
 def _clip(grads: Sequence[Tensor], max_norm: float) -> list[Tensor]:

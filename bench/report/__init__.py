@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench.report.aggregate import Summary
     from bench.report.collect import Collection
+    from bench.report.offline import Offline
     from bench.report.overall import Group
     from bench.report.plots import Plot
 
@@ -26,11 +27,13 @@ def compare(
     algos: Iterable[str] | None = None,
     datasets: Iterable[str] | None = None,
     echo: bool = True,
+    offline: Offline | None = None,
 ) -> Path:
     """Write the comparison of the runs under ``out`` to ``out/compare`` and return that folder.
 
     ``algos`` and ``datasets`` are names or globs (all by default). With ``echo`` the table and
-    the paths of what was written go to standard output. Raises RunError where there are no runs.
+    the paths of what was written go to standard output. ``offline`` is what was estimated of the
+    runs' policies. Raises RunError where there are no runs.
     """
     from bench.report.collect import collect
 
@@ -40,6 +43,7 @@ def compare(
         algos=None if algos is None else list(algos),
         datasets=None if datasets is None else list(datasets),
     )
+    from bench.report import offline as offline_texts
     from bench.report import overall_tables, plots, tables
     from bench.report.aggregate import summarise
     from bench.report.overall import groups
@@ -48,30 +52,43 @@ def compare(
     summary = summarise(collection)
     target = out / "compare"
     over = groups(summary)
-    drawn = plots.write_plots(summary, target / "plots", over)
-    for name, text in _files(collection, summary, over, drawn).items():
+    drawn = plots.write_plots(summary, target / "plots", over, offline)
+    for name, text in _files(collection, summary, over, drawn, offline).items():
         atomic_write(target / name, text)
     if echo:
         text = f"{tables.plain(summary)}\n{overall_tables.plain(over)}\n"
+        text += f"{offline_texts.plain(offline)}\n" if offline else ""
         sys.stdout.write(f"{text}{_paths(target, drawn)}\n")
     return target
 
 
 def _files(
-    collection: Collection, summary: Summary, over: list[Group], drawn: list[Plot]
+    collection: Collection,
+    summary: Summary,
+    over: list[Group],
+    drawn: list[Plot],
+    offline: Offline | None,
 ) -> dict[str, str]:
     """What is written, by name."""
     from bench.report import html, overall_tables, tables
+    from bench.report import offline as texts
 
+    more = {"fqe.csv": texts.frame(offline).to_csv(index=False)} if offline else {}
+    section = overall_tables.page_section(over)
     return {
+        **more,
         "scores.csv": tables.scores_frame(collection.runs).to_csv(index=False),
         "table.csv": tables.table_frame(summary).to_csv(index=False),
         "aggregate.csv": overall_tables.aggregate_frame(over).to_csv(index=False),
         "improvement.csv": overall_tables.pairs_frame(over).to_csv(index=False),
-        "table.md": f"{tables.markdown(summary)}\n{overall_tables.markdown(over)}",
+        "table.md": f"{tables.markdown(summary)}\n{overall_tables.markdown(over)}"
+        + (f"\n{texts.markdown(offline)}" if offline else ""),
         "table.tex": f"{tables.latex(summary)}\n{overall_tables.latex(over)}",
         "report.html": html.page(
-            summary, collection.runs, drawn, overall_tables.page_section(over)
+            summary,
+            collection.runs,
+            drawn,
+            section + (texts.page_section(offline) if offline else ""),
         ),
     }
 

@@ -38,7 +38,7 @@ class Run:
     reason: str | None
     curve_steps: np.ndarray = field(repr=False)  # int64 [k]
     curve: np.ndarray = field(repr=False)  # float64 [k], in ``unit``
-    dataset_return: float | None = None  # mean return of the data, in ``unit``
+    dataset_return: float | None = None  # mean return of its behaviour, in ``unit``
     features: dict[str, Any] = field(default_factory=dict, repr=False)
     fingerprint: str | None = None
     commits: tuple[str, ...] = ()
@@ -228,8 +228,11 @@ def _identity(path: Path, config: dict[str, Any], out: Path) -> tuple[str, str, 
 
 
 def _dataset_return(path: Path, data: dict[str, Any], reference: Reference | None) -> float | None:
-    """The mean return of the episodes in the data, normalised where there is a reference."""
-    value = _get(path, _get(path, data, "stats", dict, {}), "return_mean", (int, float), None)
+    """The mean return of the policy behind the data, normalised where there is a reference; None
+    where it is unknown. Older runs note only that of the episodes in the data."""
+    stats = _get(path, data, "stats", dict, {})
+    here, key = (data, "behaviour_return") if "behaviour_return" in data else (stats, "return_mean")
+    value = _get(path, here, key, (int, float), None)
     if value is None or not math.isfinite(value):
         return None
     if reference is None:

@@ -23,6 +23,7 @@ from bench.report import stats
 from bench.report.aggregate import Cell, Column, Row, RowKey, Summary
 from bench.report.collect import Run
 from bench.report.notes import QUICK
+from bench.report.offline import Offline, draw_estimates
 from bench.report.overall import Group
 from bench.report.styles import Style, row_styles
 from bench.store import atomic_write
@@ -50,9 +51,14 @@ class Plot:
     alt: str
 
 
-def write_plots(summary: Summary, folder: Path, groups: Iterable[Group] = ()) -> list[Plot]:
+def write_plots(
+    summary: Summary,
+    folder: Path,
+    groups: Iterable[Group] = (),
+    offline: Offline | None = None,
+) -> list[Plot]:
     """Write every figure as .png (300 dpi) and .svg into ``folder``, in place of older ones: those
-    of ``groups`` first, then those of each dataset.
+    of ``groups`` first, then those of each dataset, then those of ``offline``.
 
     Another process may do the same at the same time: a figure that both have is never missing.
     """
@@ -70,6 +76,13 @@ def write_plots(summary: Summary, folder: Path, groups: Iterable[Group] = ()) ->
                 if figure is not None:
                     stem, alt = f"{names[column.key]}-{kind}", f"{what} on {column.title}"
                     drawn.append(Plot(column.title, stem, *_rendered(figure), alt))
+        for dataset, own in (offline.by_dataset() if offline else {}).items():
+            if len(own) > 1:
+                stem, alt = (
+                    f"{_stem(dataset)}-fqe",
+                    f"Estimates and scores of policies on {dataset}",
+                )
+                drawn.append(Plot(dataset, stem, *_rendered(draw_estimates(own)), alt))
     for plot in drawn:
         atomic_write(folder / f"{plot.stem}.png", plot.png)
         atomic_write(folder / f"{plot.stem}.svg", plot.svg)
@@ -85,7 +98,7 @@ def _remove_others(folder: Path, stems: set[str]) -> None:
 
 def stems(summary: Summary) -> dict[object, str]:
     """A file name for each column; names that would collide get a few digits of their hash."""
-    plain = {c.key: re.sub(r"[^A-Za-z0-9.+-]+", "_", c.title).strip("._") for c in summary.columns}
+    plain = {c.key: _stem(c.title) for c in summary.columns}
     taken = [name.casefold() for name in plain.values()]
     return {
         key: name
@@ -93,6 +106,10 @@ def stems(summary: Summary) -> dict[object, str]:
         else f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:6]}"
         for key, name in plain.items()
     }
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("._")
 
 
 # -- figures -------------------------------------------------------------------------------------

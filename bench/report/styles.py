@@ -40,6 +40,12 @@ def row_styles(summary: Summary) -> dict[RowKey, Style]:
     return styles
 
 
+def colours(algorithms: list[str]) -> dict[str, str]:
+    """One per algorithm, as in the other figures; the last ones repeat where there are many."""
+    others = _others(algorithms)
+    return {a: COLOURS[a] if a in COLOURS else next(others)[0] for a in algorithms}
+
+
 def _others(algorithms: list[str]) -> Iterator[tuple[str, int]]:
     """Colour and first line style of algorithms without a colour of their own: the free colours
     first, then all of them again in other line styles."""

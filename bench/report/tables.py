@@ -18,7 +18,7 @@ from bench.report.notes import QUICK
 if TYPE_CHECKING:
     import pandas as pd
 
-DATASET_ROW = "dataset (mean return of its episodes)"
+DATASET_ROW = "dataset (mean return of its behaviour)"
 UNITS = {"normalized": "normalized score", "return": "return"}
 CAPTION = (
     "Final evaluation over finished seeds (n): mean ± 95 % interval (Student's t) from three seeds "

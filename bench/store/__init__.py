@@ -11,7 +11,7 @@ torch is imported by the two checkpoint functions only: reports read run folders
 from bench.store.checkpoints import load_checkpoint, save_checkpoint
 from bench.store.files import atomic_write, read_json
 from bench.store.lock import GroupLock
-from bench.store.runs import STATES, RunFolder, config_hash, iter_runs
+from bench.store.runs import STATES, RunFolder, config_hash, iter_runs, seed_folders
 
 __all__ = [
     "STATES",
@@ -23,4 +23,5 @@ __all__ = [
     "load_checkpoint",
     "read_json",
     "save_checkpoint",
+    "seed_folders",
 ]

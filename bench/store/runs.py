@@ -214,8 +214,13 @@ def _rows_up_to(path: Path, content: bytes, header: str, step: int) -> bytes:
 
 def iter_runs(out: Path) -> Iterator[Path]:
     """Every seed folder under ``OUT/runs``, cell by cell and in the order of the seeds."""
+    yield from seed_folders(Path(out) / "runs")
+
+
+def seed_folders(top: Path) -> Iterator[Path]:
+    """Every seed folder below a folder, in the same order."""
     found = []
-    for folder, names, _ in os.walk(Path(out) / "runs"):
+    for folder, names, _ in os.walk(top):
         found += [Path(folder) / name for name in names if _SEED.match(name)]
         names[:] = [n for n in names if n != "checkpoints" and not _SEED.match(n) and n[0] != "."]
     yield from sorted(found, key=lambda p: (p.parent, int(p.name[5:])))

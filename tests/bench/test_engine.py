@@ -52,6 +52,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "clip_norm": 0.5,
         "free_nats": 0.1,
         "model_steps": 2,
+        "model_last": 4,
+        "start_every": 3,
+        "tau": 0.1,
         "held_out": 4,
     },
 }
@@ -162,6 +165,7 @@ def _follow(agent: Any, phase: Any, terms: dict[str, torch.Tensor]) -> None:
             tensors[name.removeprefix("set_")].data.copy_(value)
     nets = [net.rpartition(".") for net in phase.targets]
     moved = [(f"{p}{dot}target_{n}_params", f"{p}{dot}{n}_params", agent.tau) for p, dot, n in nets]
+    moved += [(*names, agent.tau) for names in phase.follows]
     for to, source, tau in [*moved, *((*names, 1.0) for names in phase.copies)]:
         for name, target in tensors.items():
             if name.startswith(f"{to}."):

@@ -21,10 +21,11 @@ from bench.cli import build_parser
 from bench.data import load
 from bench.engine import memory
 from bench.engine.cell import ERROR_LOG, Cell
+from bench.engine.problem import problem_of, training_table
 from bench.engine.stream import Streamed
 from bench.engine.task import Task
 from bench.errors import OutOfMemory
-from bench.plan import Request, make_plan
+from bench.plan import Request, make_plan, misfit
 from bench.recipe import load_recipe
 from bench.recipes import recipe_names
 from bench.store import RunFolder
@@ -68,6 +69,22 @@ def test_of_streamed_data_two_blocks_count(name: str, dataset: SimpleNamespace) 
     assert found == sum(t.nbytes for t in sampler._held)
     parts = (setup.recipe, setup.hyper, setup.problem, dataset.transitions, (0, 1))
     assert memory.estimate(*parts, limit=10).data == found
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(n, f) for n in recipe_names() for f in ("", *(f for f, _ in load_recipe(n).overrides))],
+)
+def test_the_size_of_the_data_under_every_familys_settings(name: str, family: str) -> None:
+    """Catches: a table that cannot be made of a part of the rows, as rewards scaled by the spread
+    of episode returns, which a single row does not have."""
+    recipe = load_recipe(name)
+    sets = ("lite/hopper/medium-replay-v0", "lite/cartpole/replay-v0", "lite/twostep/random-v0")
+    loaded = next(d for d in map(load, sets) if not misfit(recipe, d))
+    hyper = recipe.hyperparameters((family,), "paper", {})
+    found = memory.data_bytes(recipe, hyper, loaded.transitions)
+    table = training_table(recipe, hyper, loaded.transitions, problem_of(loaded, hyper))
+    assert found == pytest.approx(recipe.sampler(hyper, table, torch.device("cpu")).nbytes(0))
 
 
 def test_the_peak_of_a_program() -> None:
