@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.errors import ConfigError
 from bench.perf.rivals import RIVALS, Rival
-from bench.recipes import expand_names, recipe_names
+from bench.recipes import check_name, expand_names, recipe_names
 
 _NAMES = [rival.name for rival in RIVALS]
 _ABOUT = """\
@@ -24,7 +24,7 @@ share of this machine's own matrix-product peak, operations launched per step, p
 Compare numbers of one run only: how fast a machine is changes by the minute. Other work on the
 machine makes every program slower; ratios suffer less."""
 _EXAMPLES = """examples:
-  bench perf                                  every algorithm, about 20 minutes
+  bench perf                                  every algorithm, about half an hour
   bench perf --algo td3_bc iql --rivals bare  two algorithms, against the hand-written loop
   bench perf --install                        build the rivals' environments first (make perf)
   bench perf --device cuda --seeds 1 8 64     how many seeds a GPU trains at once
@@ -92,8 +92,9 @@ def register(commands: Any) -> None:
     )
     parser.add_argument(
         "--full-run",
-        action=argparse.BooleanOptionalAction,
-        help="also time five seeds of a whole paper profile (default: on a GPU only)",
+        nargs="*",
+        metavar="A",
+        help="also time five seeds of the whole paper profile of these (default: td3_bc on a GPU)",
     )
     parser.add_argument(
         "--out",
@@ -138,7 +139,7 @@ def spell(args: argparse.Namespace, device: str) -> str:
     words = ["bench", "perf", "--algo", *args.algo, "--rounds", args.rounds, "--seconds"]
     words += [f"{args.seconds:g}", "--rows", args.rows, "--device", device]
     words += ["--rivals", *args.rivals, "--seeds", *args.seeds]
-    words += ["--full-run"] if args.full_run else ["--no-full-run"]
+    words += ["--full-run", *args.full_run]
     return shlex.join(str(w) for w in words)
 
 
@@ -148,6 +149,8 @@ def _say(text: str) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse before anything is measured what cannot be kept or done."""
+    for name in args.full_run:
+        check_name(name)
     if args.rows % 1000:
         raise ConfigError(f"--rows {args.rows}: write a multiple of 1000, the steps of an episode")
     folder = args.out.parent if args.out.suffix == ".md" else args.out / "published"
@@ -166,10 +169,11 @@ def run(args: argparse.Namespace) -> int:
     from bench.plan import resolve_device
     from bench.provenance import git_commit, spell_commit
 
-    algorithms, rivals = _measurable(expand_names(args.algo)), chosen_rivals(args.rivals)
+    algorithms, rivals = expand_names(args.algo), chosen_rivals(args.rivals)
     device = resolve_device(args.device)
     args.seeds = args.seeds or ([1] if device == "cpu" else [1, 8, 64])
-    args.full_run = device != "cpu" if args.full_run is None else args.full_run
+    if args.full_run is None:
+        args.full_run = ["td3_bc"] if device != "cpu" else []
     _check(args)
     failed = install(rivals) if args.install else {}
     from bench.perf.machine import probe, slug
@@ -193,20 +197,6 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _measurable(algorithms: Sequence[str]) -> list[str]:
-    """Those for continuous actions, which the transitions measured on have.
-
-    Raises:
-        ConfigError: when none is left.
-    """
-    from bench.recipe import load_recipe
-
-    found = [name for name in algorithms if not load_recipe(name).discrete]
-    if not found:
-        raise ConfigError(f"{', '.join(algorithms)}: speed is measured on continuous actions only")
-    return found
-
-
 def _measure_all(
     report: Any,
     algorithms: Sequence[str],
@@ -226,7 +216,7 @@ def _measure_all(
     peaks = report.machine["peaks"]
     report.machine["peaks"] = {k: max(v, again["peaks"][k]) for k, v in peaks.items()}
     report.machine["peak"] = max(report.machine["peak"], again["peak"])
-    for algorithm in algorithms if args.full_run else ():
+    for algorithm in args.full_run:
         _say(f"{algorithm}: a whole run")
         report.full_runs.append(full_run(algorithm, report.settings.device))
         report.write(page)

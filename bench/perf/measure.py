@@ -13,15 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.envs.two_step import Layout
 from bench.perf.environments import NotInstalled, build, is_built, python_of
 from bench.perf.protocol import ProgramError, Remote, Unavailable
 from bench.perf.rivals import ENGINE, Rival
 from bench.provenance import ROOT
+from bench.recipe import load_recipe
 
 _START_SECONDS, _COUNT_SECONDS = 600.0, 1200.0
 _SLOWDOWN = 20.0  # CPU seconds can take this much longer where others use the core, too
 FULL_RUN_SEEDS = 5
-FULL_RUN_DATASET = "lite/hopper/medium-replay-v0"
 Say = Callable[[str], None]
 
 
@@ -131,6 +132,17 @@ def start(rival: Rival) -> Remote:
     return Remote([python, "-m", f"bench.perf.rivals.{rival.module}"], environment(), ROOT)
 
 
+def sizes(algorithm: str) -> dict[str, Any]:
+    """The fields of a :class:`bench.perf.work.Work` that an algorithm decides."""
+    recipe = load_recipe(algorithm)
+    hyper = recipe.hyper()
+    found = {"algorithm": algorithm, "discrete": recipe.discrete, "batch": hyper.batch_size}
+    if hasattr(hyper, "layout"):
+        team = Layout(*hyper.layout)
+        found |= {"observation": team.width, "action": team.actions**team.agents}
+    return found
+
+
 class Measurement:
     """One algorithm's programs. A program that fails is left out of what follows, by name."""
 
@@ -165,7 +177,7 @@ class Measurement:
         self.say(f"starting {variant.name}")
         settings = self.settings
         work = {
-            "algorithm": self.algorithm,
+            **sizes(self.algorithm),
             "rows": settings.rows,
             "seeds": variant.seeds,
             "device": settings.device,
@@ -211,8 +223,7 @@ class Measurement:
 
     def _count(self, variant: Variant, result: Result, remote: Remote) -> None:
         def ask(what: str) -> dict[str, float]:
-            updates = variant.rival.counted
-            return remote.ask("count", timeout=_COUNT_SECONDS, what=what, updates=updates)
+            return remote.ask("count", timeout=_COUNT_SECONDS, what=what)
 
         result.trained = remote.ask("check", timeout=_COUNT_SECONDS)
         result.counts = ask("step")
@@ -220,10 +231,19 @@ class Measurement:
             result.without_metrics = ask("without_metrics")
 
 
+def full_run_dataset(algorithm: str) -> str:
+    """One of the repository that the algorithm can train on."""
+    recipe = load_recipe(algorithm)
+    if recipe.families:
+        return "lite/twostep/random-v0"
+    return "lite/cartpole/replay-v0" if recipe.discrete else "lite/hopper/medium-replay-v0"
+
+
 def full_run(algorithm: str, device: str, extra: Sequence[str] = ()) -> dict[str, Any]:
     """Wall seconds of ``bench run`` with the paper's steps and evaluations, start-up included."""
+    dataset = full_run_dataset(algorithm)
     with tempfile.TemporaryDirectory() as out:
-        options = ["--algo", algorithm, "--dataset", FULL_RUN_DATASET, "--profile", "paper"]
+        options = ["--algo", algorithm, "--dataset", dataset, "--profile", "paper"]
         options += ["--seeds", str(FULL_RUN_SEEDS), "--device", device, "--out", out]
         options += ["--no-report", "--no-mlflow", *extra]
         began = time.perf_counter()
@@ -237,4 +257,4 @@ def full_run(algorithm: str, device: str, extra: Sequence[str] = ()) -> dict[str
         seconds = time.perf_counter() - began
     lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
     missing = lines[-1] if done.returncode else None
-    return {"algorithm": algorithm, "seconds": seconds, "missing": missing}
+    return {"algorithm": algorithm, "dataset": dataset, "seconds": seconds, "missing": missing}

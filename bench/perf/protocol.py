@@ -20,8 +20,6 @@ from pathlib import Path
 from threading import Event, Timer
 from typing import Any
 
-STRIDE = 2  # updates between two looks at the clock: the delay of TD3's policy
-
 
 class Unavailable(Exception):
     """A program has nothing to run for a request; the text says why."""
@@ -47,6 +45,7 @@ class Program:
         synchronize: waits until the device has done what it was given.
         device_memory: peak bytes on an accelerator since the last call; None on a CPU.
         block: several steps in one call, as the program trains; returns how many they were.
+        counted: steps over which what a step does is averaged, a multiple of TD3's delay.
     """
 
     step: Callable[[], object]
@@ -56,6 +55,7 @@ class Program:
     synchronize: Callable[[], None] = nothing
     device_memory: Callable[[], int] | None = None
     block: Callable[[], int] | None = None
+    counted: int = 4
 
 
 def serve(build: Callable[[dict[str, Any]], Program]) -> int:
@@ -92,6 +92,7 @@ class _Server:
     def do_run(self, seconds: float, clock: str) -> dict[str, float | None]:
         """Steps for ``seconds`` of the ``clock`` ("cpu" or "wall")."""
         program, steps = self.program, 0
+        block = program.block or self._step
         now = time.process_time if clock == "cpu" else time.perf_counter
         _forget_peak()
         if program.device_memory is not None:
@@ -99,7 +100,7 @@ class _Server:
         program.synchronize()
         start, cpu, wall = now(), time.process_time(), time.perf_counter()
         while now() - start < seconds:
-            steps += program.block() if program.block else self._stride()
+            steps += block()
         program.synchronize()
         return {
             "steps": steps,
@@ -109,10 +110,9 @@ class _Server:
             "device_memory": program.device_memory() if program.device_memory else None,
         }
 
-    def _stride(self) -> int:
-        for _ in range(STRIDE):
-            self.program.step()
-        return STRIDE
+    def _step(self) -> int:
+        self.program.step()
+        return 1
 
     def do_check(self) -> dict[str, int]:
         """How many of the trained tensors have changed. Raises where one is not finite."""
@@ -124,10 +124,10 @@ class _Server:
             raise ProgramError("no weight has changed: the step does not train")
         return {"weights": len(after), "changed": changed}
 
-    def do_count(self, what: str, updates: int) -> dict[str, float]:
+    def do_count(self, what: str) -> dict[str, float]:
         if what not in self.program.counters:
             raise Unavailable(f"{what} is not counted here")
-        return dict(self.program.counters[what](updates))
+        return dict(self.program.counters[what](self.program.counted))
 
 
 def _forget_peak() -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.perf.measure import FULL_RUN_DATASET, FULL_RUN_SEEDS, Result, Settings
+from bench.perf.measure import FULL_RUN_SEEDS, Result, Settings
 from bench.perf.rivals import ENGINE, RIVALS
 
 _NONE = "–"
@@ -56,9 +56,41 @@ def ratios(first: Result, second: Result) -> list[float]:
     return [a / b for a, b in pairs]
 
 
+def overview(results: Sequence[Result], peak: float) -> list[str]:
+    """A row per algorithm: the engine's speed with one seed, how many times that of each rival."""
+    rivals = [r.name for r in RIVALS if any(r.name == found.program for found in results)]
+    heads = ["algorithm", "steps/s", "of the peak", *(f"÷ {name}" for name in rivals)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for algorithm, found in by_algorithm(results).items():
+        engine = _named(found, ENGINE.name)
+        if engine is None or engine.missing is not None:
+            continue
+        cells = [algorithm, number(statistics.median(engine.rates)), _share(engine, peak)]
+        cells += [_times(engine, _named(found, name)) for name in rivals]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def by_algorithm(results: Sequence[Result]) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.algorithm, []).append(result)
+    return found
+
+
+def _named(results: Sequence[Result], program: str) -> Result | None:
+    return next((r for r in results if r.program == program), None)
+
+
+def _times(engine: Result, rival: Result | None) -> str:
+    if rival is None or rival.missing is not None:
+        return _NONE
+    return number(statistics.median(ratios(engine, rival)))
+
+
 def table(results: Sequence[Result], peak: float) -> list[str]:
     """One algorithm's rows. The engine with one seed is what the others are compared with."""
-    engine = next((r for r in results if r.program == ENGINE.name), None)
+    engine = _named(results, ENGINE.name)
     lines = [
         "| program | steps/s | engine ÷ it | MFLOP per step | of the peak | launches | memory MB |",
         "|---|---|---|---|---|---|---|",
@@ -69,17 +101,25 @@ def table(results: Sequence[Result], peak: float) -> list[str]:
 def _row(result: Result, engine: Result | None, peak: float) -> str:
     if result.missing is not None:
         return f"| {result.program} | not measured: {_cell(result.missing)} | | | | | |"
-    flops = share = _NONE
-    if result.counts is not None:
-        per_step = result.counts["flops"] / result.seeds
-        flops = number(per_step / 1e6)
-        share = (
-            f"{per_step * statistics.median(result.rates) / peak:.0%}" if result.rates else _NONE
-        )
+    flops = _NONE if result.counts is None else number(_flops(result) / 1e6)
     compared = engine is not None and engine is not result and result.seeds == 1
     factor = spread(ratios(engine, result)) if compared and engine is not None else _NONE
-    cells = (result.program, spread(result.rates), factor, flops, share, _launches(result))
+    share, launches = _share(result, peak), _launches(result)
+    cells = (result.program, spread(result.rates), factor, flops, share, launches)
     return f"| {' | '.join(cells)} | {_memory(result)} |"
+
+
+def _flops(result: Result) -> float:
+    """Per step of one seed."""
+    assert result.counts is not None
+    return result.counts["flops"] / result.seeds
+
+
+def _share(result: Result, peak: float) -> str:
+    """Of the machine's peak."""
+    if result.counts is None or not result.rates:
+        return _NONE
+    return f"{_flops(result) * statistics.median(result.rates) / peak:.0%}"
 
 
 def _launches(result: Result) -> str:
@@ -105,8 +145,8 @@ def markdown(report: Report) -> str:
     name = machine["gpu"] or machine["cpu"]
     lines = [f"# Training speed on {name}", "", "```sh", report.command, "```", ""]
     lines += [*_facts(machine), f"- commit {report.commit}, {report.date}", "", *_method(settings)]
-    for algorithm in dict.fromkeys(r.algorithm for r in report.results):
-        results = [r for r in report.results if r.algorithm == algorithm]
+    lines += ["", *overview(report.results, machine["peak"])]
+    for algorithm, results in by_algorithm(report.results).items():
         lines += ["", f"## {algorithm}", "", *table(results, machine["peak"])]
     lines += ["", "## Programs", "", *_programs(report.results)]
     if report.full_runs:
@@ -129,16 +169,19 @@ def _facts(machine: Mapping[str, Any]) -> list[str]:
 
 _METHOD = """\
 Gradient steps per {unit}: median [least, greatest] of {rounds} of {seconds:g} s. All programs of a
-table run in turns, one at a time, each in a process of its own, warmed. *engine ÷ it* is taken
-within each round.
+table run in turns, one at a time, each in a process of its own, warmed. *÷* and *engine ÷ it* (how
+many times a program's speed the engine's is) are taken within each round, then their median.
 
-The work: {rows} random transitions in memory (17 observations, 6 actions), the recipe's paper
-profile, minibatch sampling included; no environment, no evaluation. With several seeds at once,
-steps of all of them are counted.
+The work: {rows} random transitions in memory (observations of 17 numbers; actions of 6 numbers, or
+6 numbered ones; for QMIX two agents in the shape of its two-step game), the recipe's paper profile
+without what it changes for single datasets, minibatch sampling included; no environment, no
+evaluation. Of algorithms in stages (`ppo` and its like, which clone first) the last stage is
+measured. With several seeds at once, steps of all of them are counted.
 
 *MFLOP per step* counts matrix products (two per multiply-add), *launches* the operations that one
-update of all seeds sends to the device, views left out, a fused one as one. *Memory* is the peak of
-{memory} while it trains, transitions included.{on_cpu}"""
+update of all seeds sends to the device, views left out, a fused one as one; what TorchRL's buffer
+does in threads of its own is not among them. *Memory* is the peak of {memory} while it trains,
+transitions included.{on_cpu}"""
 _ON_CPU = """ The rivals' Adam is torch's default: on a CPU it treats one tensor after the other.
 
 Not measured here: a GPU's 1, 8 and 64 seeds at once and its whole runs (`--device cuda`)."""
@@ -172,16 +215,16 @@ def _programs(results: Sequence[Result]) -> list[str]:
 
 def _full_runs(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        f"`bench run --profile paper --seeds {FULL_RUN_SEEDS} --dataset {FULL_RUN_DATASET}`: the "
-        "paper's steps and evaluations, from the first line to the last.",
+        f"`bench run --profile paper --seeds {FULL_RUN_SEEDS}`: the paper's steps and evaluations, "
+        "from the first line to the last.",
         "",
-        "| algorithm | wall time |",
-        "|---|---|",
+        "| algorithm | dataset | wall time |",
+        "|---|---|---|",
     ]
     for run in runs:
         minutes, seconds = divmod(round(run["seconds"]), 60)
         time = f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"
         missing = run["missing"]
         shown = time if missing is None else f"not measured: {_cell(missing)}"
-        lines.append(f"| {run['algorithm']} | {shown} |")
+        lines.append(f"| {run['algorithm']} | {run['dataset']} | {shown} |")
     return lines

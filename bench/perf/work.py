@@ -19,12 +19,20 @@ EPISODE = 1000  # steps of every episode; all end by a time limit
 @dataclass(frozen=True)
 class Work:
     """One algorithm on ``rows`` random transitions, a multiple of ``EPISODE``; ``seeds`` of it
-    train at once."""
+    train at once.
+
+    Args:
+        observation: numbers of one.
+        action: numbers of one, or how many there are if they are ``discrete``.
+        batch: transitions, or windows, of a minibatch.
+    """
 
     algorithm: str
     rows: int = 1_000_000
     observation: int = 17
     action: int = 6
+    discrete: bool = False
+    batch: int = 256
     seeds: int = 1
     device: str = "cpu"
 
@@ -37,17 +45,23 @@ class Work:
 
 
 def arrays(work: Work) -> dict[str, Tensor]:
-    """Normal observations and rewards, actions in (-1, 1), ``[rows, ...]`` float32 on the CPU;
-    ``last`` marks the end of an episode. ``after`` is not the next row: nothing here looks."""
+    """Normal observations and rewards, actions in (-1, 1), ``[rows, ...]`` float32 on the CPU, or
+    numbered ones, int64 ``[rows]``; ``last`` marks the end of an episode. ``after`` is not the next
+    row: nothing here looks."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(width: int) -> Tensor:
         return torch.randn(work.rows, width, generator=generator)
 
+    def action() -> Tensor:
+        if work.discrete:
+            return torch.randint(work.action, (work.rows,), generator=generator)
+        return normal(work.action).tanh()
+
     step = torch.arange(work.rows) % EPISODE
     return {
         "observation": normal(work.observation),
-        "action": normal(work.action).tanh(),
+        "action": action(),
         "after": normal(work.observation),
         "reward": normal(1),
         "step": step,

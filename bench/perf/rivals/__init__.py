@@ -13,21 +13,18 @@ class Rival:
         module: its file.
         about: what is measured, for the report.
         own_environment: it runs in ``.venv-perf-<name>``, built from ``<name>.txt`` beside it.
-        counted: updates over which its operations are averaged.
     """
 
     name: str
     module: str
     about: str
     own_environment: bool = False
-    counted: int = 20
 
 
 ENGINE = Rival(
     "engine",
     "engine",
     "`bench run`'s training program, metrics included",
-    counted=100,  # it draws noise ahead, a block of up to so many updates at once
 )
 RIVALS = (
     Rival(
