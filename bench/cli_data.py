@@ -11,8 +11,11 @@ from typing import Any
 LIST_HELP = """\
 Show every dataset that is here or can be made: environment, transitions, episodes, mean return of
 the data (normalised score in brackets), size, licence, and if it is not here how to get it.
+"evaluated" scores are of evaluation episodes of the policy behind the data, where the data's own
+episodes are others (bench data check says how).
 Published sets that are not here are listed with --all or by name. "no evaluation" means that runs
 cannot be scored (the card says why), "needs extra X" that pip install 'rlobj-bench[X]' is missing.
+Rewards and the ends of episodes are read, nothing else: bench data check verifies a set.
 
 examples:
   bench data list
@@ -26,9 +29,12 @@ The first download of an id writes sizes, sha256 and source into datasets/lock.t
 later ones must be the same bytes, also from another source. To take over a change at the source,
 use --update and commit the file again. What is here already is only verified.
 
+Installed without a checkout, files and lock go to ~/.cache/rlobj-bench. BENCH_DATASETS names
+another folder, for the cards as well.
+
 environment: MINARI_DATASETS_PATH (where Minari's sets are kept), MINARI_REMOTE (hf://NAME),
-HF_ENDPOINT (another Hub), HF_TOKEN, HF_HUB_OFFLINE, BENCH_MIRROR (like --mirror, for D4RL's files),
-HTTP_PROXY and HTTPS_PROXY.
+HF_ENDPOINT (another Hub), HF_TOKEN (sent to that Hub alone, over https or to this machine; to no
+--mirror), HF_HUB_OFFLINE, BENCH_MIRROR (like --mirror, for D4RL's files), HTTP_PROXY, HTTPS_PROXY.
 
 examples:
   bench data get D4RL/pen/human-v2
@@ -48,8 +54,9 @@ examples:
   bench data check my-data.npz --observation-keys observation,desired_goal
   bench data check 'lite/*' --json > checks.json"""
 IMPORT_HELP = """\
-Write a dataset as one compressed flat HDF5 file, or, where OUT does not end in .hdf5 or .h5, as a
-folder of memory-mapped arrays that TensorDict.load_memmap reads. Read are ids, flat HDF5 and .npz
+Write a dataset as one compressed flat HDF5 file, or, where OUT has no ending, as a folder of
+memory-mapped arrays that TensorDict.load_memmap reads. Both keep the data's fingerprints, which
+loading compares. Read are ids, flat HDF5 and .npz
 files (D4RL's keys, or d3rlpy's old ones), Minari folders and folders of memory-mapped arrays.
 
 examples:
@@ -63,7 +70,8 @@ examples:
   bench data export lite/hopper/medium-v0 lite/hopper/medium-v0 --root ~/.minari/datasets
   bench data export my-data.hdf5 mine/hopper-v0"""
 COMBINE_HELP = """\
-Write several datasets of one task, one after the other, as one flat HDF5 file.
+Write several datasets of one task, one after the other, as one flat HDF5 file, or, where OUT has
+no ending, as a folder of arrays.
 
 examples:
   bench data combine lite/hopper/medium-v0 lite/hopper/expert-v0 --to medium-expert.hdf5
@@ -74,7 +82,9 @@ share a training run share its folder. What a file was made with (algorithm, hyp
 policy, versions, commit) is in its attributes.
 
 From a card the result is compared with the card's: bit-equal on the machine type that made it,
-elsewhere within its tolerance (exit code 1 if not).
+elsewhere within its tolerance. Such an own make is used by the set's id, with a warning; results
+record its fingerprint, and tables flag a mix of several. Outside the tolerance (exit code 1) it is
+written to OUT/make, not where the id is looked for. What is there already is kept without --force.
 
 Of an environment, expert is the snapshot of the best ten evaluation episodes, medium the one before
 it that is nearest to halfway there.
@@ -84,6 +94,7 @@ examples:
   bench data make 'lite/halfcheetah/*'
   bench data make --env-id Swimmer-v5 --kind medium-replay --steps 200000 --to swimmer.hdf5
   bench data make --env-id Acrobot-v1 --algo dqn --kind expert --steps 50000 --to acrobot.hdf5
+  bench data make --env-id CartPole-v1 --algo ppo --kind medium --steps 30000 --to cartpole.hdf5
   bench data make --env-id PointMaze_Large-v3 --kind waypoints --transitions 1000000 --to m.hdf5"""
 
 
@@ -144,7 +155,8 @@ def _add_make(commands: Any) -> None:
         "--algo",
         default="sac",
         metavar="A",
-        help="who trains: sac, td3, or dqn for discrete actions (default: sac)",
+        help="who trains: sac, td3, ddpg or redq; dqn or c51 for discrete actions; ppo for both "
+        "(default: sac)",
     )
     making.add_argument(
         "--steps", type=int, default=300_000, metavar="N", help="of training (default: 300000)"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.earlier import check_next_observations, other_code
 from bench.engine.beside import default_workers
 from bench.engine.memory import default_limit
 from bench.engine.task import Task
-from bench.errors import ConfigError, RunError
-from bench.provenance import code_fingerprint, git_commit, spell_commit, versions
+from bench.errors import ConfigError
+from bench.provenance import code_fingerprint, git_commit, versions
 from bench.recipe import Recipe, load_recipe
 from bench.recipes import expand_names
 from bench.store import RunFolder, config_hash, read_json
@@ -118,7 +119,9 @@ def make_plan(request: Request, workers: int) -> Plan:
         todo, done = _groups(task, list(range(request.seeds or _SEEDS[request.profile])), workers)
         tasks += todo
         finished += done
-        notes += _other_code(todo, done, task)
+        folders = [_folder(task, seed) for group in todo for seed in group.seeds]
+        check_next_observations([*(folder.path for folder in folders), *done], task)
+        notes += other_code(folders, done, task)
     names = tuple(d.name for _, d in datasets)
     algorithms = tuple(r.name for r in recipes)
     diverged = sum(read_json(path / "status.json")["state"] == "diverged" for path in finished)
@@ -235,6 +238,7 @@ _SIZES = (
     *("batch_size", "hidden", "width", "layers", "heads", "context", "num_random", "critics"),
     *("subset", "atoms", "mixing", "length", "horizon", "belief", "state", "policy_every"),
     "clone_steps",
+    "n_step",
 )
 _STAGES = ("clone_steps", "model_steps")  # updates before the policy that is evaluated learns
 
@@ -267,6 +271,12 @@ def _resolved(hyper: Any, dataset: Any, steps: int) -> Any:
     return hyper
 
 
+def _settings(hyper: Any) -> dict[str, Any]:
+    """As config.json has them. `n_step` came later: where it changes nothing it is left out, so
+    that the hash finds the runs from before."""
+    return {key: value for key, value in asdict(hyper).items() if (key, value) != ("n_step", 1)}
+
+
 def _record(
     request: Request, recipe: Recipe, dataset: Any, hyper: Any, protocol: Protocol, device: str
 ) -> dict[str, Any]:
@@ -274,7 +284,7 @@ def _record(
     workers = default_workers(device) if request.eval_workers is None else request.eval_workers
     identity = {
         "algorithm": recipe.name,
-        "hyperparameters": asdict(hyper),
+        "hyperparameters": _settings(hyper),
         "profile": request.profile,
         "protocol": asdict(protocol),
         "fingerprint": dataset.fingerprint,
@@ -296,8 +306,13 @@ def _record(
         "unit": dataset.unit,
         "reference": dataset.reference,
         "reference_source": dataset.reference_source,
-        "hyperparameters": asdict(hyper),
-        "data": {"fingerprint": dataset.fingerprint, "stats": dataset.stats},
+        "hyperparameters": _settings(hyper),
+        "data": {
+            "fingerprint": dataset.fingerprint,
+            "fingerprint_next": dataset.fingerprint_next,
+            "stats": dataset.stats,
+            "behaviour_return": dataset.behaviour_return,
+        },
         "protocol": asdict(protocol),
         "paper_protocol": request.is_paper_protocol(recipe),
         "versions": versions(),
@@ -328,34 +343,6 @@ def _groups(task: Task, seeds: list[int], workers: int) -> tuple[list[Task], lis
 
 def _folder(task: Task, seed: int) -> RunFolder:
     return RunFolder(Path(task.out), task.record["dataset"], task.algorithm, task.config, seed)
-
-
-def _other_code(todo: Sequence[Task], done: Sequence[Path], cell: Task) -> Iterator[str]:
-    """What of a cell was trained by other code than today's, which the hash does not cover."""
-    folders = [_folder(cell, seed) for task in todo for seed in task.seeds]
-    started = [f.path for f in folders if (f.status() or {}).get("step", 0) > 0]
-    for paths, words in (
-        (started, "warning: {} goes on with other code than it was trained with ({}); config.json "
-         "notes both, --out another folder trains it anew"),
-        (done, "note: {} was trained by other code ({}); --out another folder to retrain"),
-    ):  # fmt: skip
-        others = {path: commit for path in paths if (commit := _other_commit(path, cell.record))}
-        if others:
-            seeds = tuple(int(path.name.removeprefix("seed-")) for path in others)
-            commits = ", ".join(sorted(set(others.values())))
-            yield words.format(replace(cell, seeds=seeds).name, commits)
-
-
-def _other_commit(path: Path, today: Mapping[str, Any]) -> str | None:
-    """'commit 0123456789' of a run that other code trained, in part at least; None for others."""
-    try:
-        config = read_json(path / "config.json")
-    except RunError:  # said where the run is resumed or reported
-        return None
-    for leg in [config, *config.get("resumed_with", [])]:
-        if isinstance(leg, dict) and leg.get("code") not in (None, today["code"]):
-            return f"commit {spell_commit(leg.get('git_commit'))}"
-    return None
 
 
 def _finished(folder: RunFolder, steps: int) -> bool:

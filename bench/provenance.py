@@ -52,11 +52,13 @@ def spell_commit(commit: str | None) -> str:
     return "unknown" if commit is None else commit[:10] + "+" * commit.endswith("+")
 
 
-def code_fingerprint(algorithm: str, root: Path = ROOT) -> str:
+def code_fingerprint(
+    algorithm: str, root: Path = ROOT, *, program: str = "bench.engine.worker"
+) -> str:
     """sha256 (hex) of the sources of an algorithm's program: its recipe, the engine, and what these
     import of ``rlobj`` and ``bench``. A new algorithm or command does not change the others'."""
     digest = hashlib.sha256()
-    for file in sorted(_program(root, f"bench.recipes.{algorithm}", "bench.engine.worker")):
+    for file in sorted(_program(root, f"bench.recipes.{algorithm}", program)):
         content = file.read_bytes()
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -126,11 +126,12 @@ class Recipe:
                 chosen.update(values)
         if profile == "quick":
             chosen.update(self.quick)
-        chosen.update(_parse(self, settings))
+        chosen.update(parsed(self, settings))
         return dataclasses.replace(self.hyper(), **chosen)
 
 
-def _parse(recipe: Recipe, settings: Mapping[str, str]) -> dict[str, Any]:
+def parsed(recipe: Any, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Settings in the types of an algorithm's hyper-parameters. Raises ConfigError."""
     fields = {f.name: f for f in dataclasses.fields(recipe.hyper)}
     defaults = recipe.hyper()
     parsed = {}

@@ -3,7 +3,7 @@
 from bench.data.card import Card, Reference, cards, data_root
 from bench.data.checks import report
 from bench.data.combine import combine
-from bench.data.dataset import Dataset, fingerprint
+from bench.data.dataset import Dataset, fingerprint, fingerprint_next
 from bench.data.flat import read_flat, write_flat
 from bench.data.loading import expand, load, names
 from bench.data.minari_export import export_minari
@@ -23,6 +23,7 @@ __all__ = [
     "expand",
     "export_minari",
     "fingerprint",
+    "fingerprint_next",
     "load",
     "names",
     "read_flat",

@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensordict import TensorDict
 
+from bench.data import envs
 from bench.data.card import Card
-from bench.data.dataset import fingerprint, statistics
+from bench.data.dataset import fingerprint, fingerprint_next, statistics
 from bench.data.flat import write_flat
 from bench.data.raw import Raw
+from bench.data.training import Say, hyperparameters, legs, train, training_folder
 from bench.data.transitions import to_transitions
 from bench.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+
 _KINDS = ("random", "replay", "rollouts", "waypoints")
+_OUTCOME = ("return_mean", "tolerance", "fingerprint")  # what a recipe says of what comes out
 Columns = dict[str, np.ndarray]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,36 @@ class Make:
             raise ConfigError(f"{card.id}: recipe.make: unknown {sorted(unknown) or 'kind'}")
         return cls(**table)
 
+    def verdict(self, card: Card, digests: tuple[str, str], mean: float) -> tuple[bool, str]:
+        """Whether data are the card's, and in what sense, by their two fingerprints and mean
+        return."""
+        if digests[0] in (card.fingerprint, self.fingerprint) and (
+            card.fingerprint_next in ("", digests[1])
+        ):
+            return True, "bit-equal to " + ("the embedded file" if card.fingerprint else "the card")
+        if self.return_mean is None or self.tolerance is None:
+            return True, "the card records no result to compare with"
+        text = f"mean return {mean:.1f}, the card's is {self.return_mean:.1f}"
+        if abs(mean - self.return_mean) <= self.tolerance:
+            near = f"not bit-equal, within the tolerance of {self.tolerance:g}: {text}"
+            return True, f"{near}; an own make, whose fingerprint results record"
+        return False, f"outside the tolerance of {self.tolerance:g}: {text}"
+
+    def text(self) -> str:
+        """All of the recipe, as files keep it."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    def made(self, text: str) -> bool:
+        """Whether a file that keeps `text` was made by this recipe, whatever came out. What an
+        older file does not mention is as it is by default."""
+        mine = json.loads(self.text())
+        try:
+            kept = {key: value for key, value in json.loads(text).items() if key in mine}
+            theirs = json.loads(Make(**kept).text())
+        except (ValueError, AttributeError, TypeError):
+            return False
+        return all(theirs[key] == mine[key] for key in mine if key not in _OUTCOME)
+
     @property
     def trains(self) -> bool:
         return self.kind in ("replay", "rollouts")
@@ -78,32 +111,18 @@ class Make:
 
 @dataclass(frozen=True)
 class Made:
-    """What making a dataset gave."""
+    """What making a dataset gave; `training` says which code trained."""
 
     transitions: TensorDict
     fingerprint: str
+    fingerprint_next: str
     stats: dict[str, float]
+    training: list[dict[str, Any]] = field(default_factory=list)
 
     def verdict(self, card: Card, make: Make) -> tuple[bool, str]:
         """Whether this is the card's dataset, and in what sense."""
-        if self.fingerprint in (card.fingerprint, make.fingerprint):
-            return True, "bit-equal to " + ("the embedded file" if card.fingerprint else "the card")
-        mean = self.stats["return_mean"]
-        if make.return_mean is None or make.tolerance is None:
-            return True, "the card records no result to compare with"
-        off = abs(mean - make.return_mean)
-        text = f"mean return {mean:.1f}, the card's is {make.return_mean:.1f}"
-        if off <= make.tolerance:
-            return True, f"not bit-equal, within the tolerance of {make.tolerance:g}: {text}"
-        return False, f"outside the tolerance of {make.tolerance:g}: {text}"
-
-
-def training_folder(root: Path, env_id: str, make: Make) -> Path:
-    """Where the training run lives that a card's data comes from; cards share it."""
-    parts = [env_id, make.algorithm, f"seed-{make.seed}"]
-    parts += [f"{k}-{v}" for k, v in sorted(make.hyper.items())]
-    parts += [f"every-{make.interval}"]
-    return root / "-".join(str(p).replace("/", "-").replace(" ", "") for p in parts)
+        digests = (self.fingerprint, self.fingerprint_next)
+        return make.verdict(card, digests, self.stats["return_mean"])
 
 
 def make_dataset(card: Card, root: Path, say: Say) -> Made:
@@ -119,8 +138,15 @@ def make_dataset(card: Card, root: Path, say: Say) -> Made:
     seen = {k: v[: make.transitions] for k, v in _seen(env_id, make, root, say).items()}
     if view is not None:
         seen |= {k: view(seen[k]) for k in ("observation", "next_observation")}
-    transitions, _, counts = to_transitions(_raw(card, seen))
-    return Made(transitions, fingerprint(transitions), statistics(transitions, counts))
+    info = envs.describe(card.env_id)  # as loading: rounding may put actions outside the bounds
+    transitions, _, counts = to_transitions(_raw(card, seen), info)
+    return Made(
+        transitions,
+        fingerprint(transitions),
+        fingerprint_next(transitions),
+        statistics(transitions, counts),
+        legs(training_folder(root, env_id, make)) if make.trains else [],
+    )
 
 
 def write_made(made: Made, card: Card, path: Path) -> None:
@@ -130,46 +156,19 @@ def write_made(made: Made, card: Card, path: Path) -> None:
 
     make = Make.of(card)
     attributes = {"dataset_id": card.id, "licence": card.licence, "description": card.description}
-    attributes["recipe"] = json.dumps(dataclasses.asdict(make), sort_keys=True)
+    attributes |= {key: getattr(made, key) for key in ("fingerprint", "fingerprint_next")}
+    attributes["recipe"] = make.text()
     if make.trains:
-        hyper = dataclasses.asdict(_hyper(make)[1])
+        hyper = dataclasses.asdict(hyperparameters(make)[1])
         attributes["hyperparameters"] = json.dumps(hyper, sort_keys=True)
+        attributes["training"] = json.dumps(made.training, sort_keys=True)
     attributes |= {"versions": json.dumps(versions(card.env_id)), "machine": model_name()}
     attributes["git_commit"] = git_commit() or "unknown"
     write_flat(path, made.transitions, env_id=card.env_id, attributes=attributes)
 
 
-def train(env_id: str, make: Make, steps: int, root: Path, say: Say) -> Any:
-    """The training run of a recipe (a ``Collection``), gone on with up to ``steps``."""
-    from bench.engine import cpu
-    from bench.online.collect import Collection
-
-    cpu.prepare()
-    recipe, hyper = _hyper(make)
-    folder = training_folder(root, env_id, make)
-    run = Collection(recipe, hyper, env_id, make.seed, steps, folder, make.interval)
-
-    def progress(step: int, curve: Sequence[Sequence[float]]) -> None:
-        last = f", return {curve[-1][1]:.0f}" if curve else ""
-        say(f"{env_id}: step {step}/{steps}{last}")
-
-    if run.replay.size:
-        say(f"{env_id}: going on from the {run.replay.size} steps in {folder}")
-    run.run(progress)
-    return run
-
-
-def _hyper(make: Make) -> tuple[Any, Any]:
-    """The online recipe and its hyper-parameters."""
-    from bench.recipe import load_recipe
-
-    recipe = load_recipe(make.algorithm)
-    chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in make.hyper.items()}
-    return recipe, recipe.hyper(**chosen)
-
-
 def _seen(env_id: str, make: Make, root: Path, say: Say) -> Columns:
-    """At least the rows asked for, by column of :class:`bench.online.collect.Replay`."""
+    """At least the rows asked for, by column of :class:`bench.online.replay.Replay`."""
     from bench.online import record
     from bench.online.waypoints import waypoint_play
 

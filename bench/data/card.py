@@ -5,6 +5,9 @@ cards), `url` (a flat HDF5 file elsewhere) or `minari` (a dataset id of Minari's
 two are published sets, whose cards must say more (`PUBLISHED`): `bench data get` downloads them. A
 card that says none of them but how its set is made (`recipe.make`) is of one that is not in git:
 `bench data make` puts it into the cache.
+
+The cards and the embedded files come with the package (`shipped_root`); what is written, the cache
+and the lock file, goes where the user may write (`data_root`). In a checkout both are `datasets/`.
 """
 
 import os
@@ -31,7 +34,10 @@ PUBLISHED: dict[str, Any] = {
 }
 OPTIONAL: dict[str, Any] = {
     "fingerprint": str,
+    "fingerprint_next": str,
     "reference": dict,
+    "behaviour": dict,
+    "licence_source": str,
     "no_reference": str,
     "not_evaluated": str,
     "requires": str,
@@ -42,6 +48,7 @@ OPTIONAL: dict[str, Any] = {
 }
 KNOWN = REQUIRED | SOURCES | PUBLISHED | OPTIONAL
 REFERENCE = {"random": NUMBER, "expert": NUMBER, "source": str}
+BEHAVIOUR = {"note": str, "mean_return": NUMBER, "source": str}
 EXTRAS = {"robotics": "gymnasium_robotics", "minigrid": "minigrid", "atari": "ale_py"}
 SPACE: dict[str, Any] = {"shape": list, "dtype": str, "low": NUMBER, "high": NUMBER, "n": int}
 _STRINGS = ("combine", "not_comparable_with", "cautions")
@@ -54,6 +61,16 @@ class Reference:
     random: float
     expert: float
     source: str
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What evaluation episodes of the policy behind the data return, for data whose own episodes
+    are others: `note` says how they differ. `mean_return` None: nobody measured it."""
+
+    note: str
+    mean_return: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,14 +91,17 @@ class Card:
     """One dataset id.
 
     `path` is the flat file (of a `url`: its place in the cache), None for a set that only combines
-    others (`combine`) or is Minari's (`minari`, its id there). `fingerprint` is checked on load
-    when not empty; `transitions` and `episodes` are the published counts. `env_id` is the
-    environment for evaluation, `recorded_in` the one of the data; `not_evaluated` says why runs
-    cannot be scored. `requires` is the extra of this package (of `EXTRAS`, which name the
+    others (`combine`) or is Minari's (`minari`, its id there). `fingerprint` and `fingerprint_next`
+    are checked on load when not empty (see `bench.data.dataset`); `transitions` and `episodes` are
+    the published counts. `env_id` is the environment for evaluation, `recorded_in` the one of the
+    data; `not_evaluated` says why runs
+    cannot be scored. `behaviour` replaces the returns of the data as the behaviour's where
+    they are not on the scale of evaluations. `licence_source` is where the licence was read, or
+    looked for. `requires` is the extra of this package (of `EXTRAS`, which name the
     modules behind them) that brings the environment.
     `preprocessing` is what papers and reference code do to the data before training, by name;
     nothing of it is applied on load. `recipe` holds how the set was made: its table `make` is what
-    `bench data make` reads.
+    `bench data make` reads, and where there is no other source the set is `made`.
     """
 
     id: str
@@ -95,8 +115,11 @@ class Card:
     minari: str | None = None
     horizon: int | None = None
     fingerprint: str = ""
+    fingerprint_next: str = ""
     reference: Reference | None = None
     no_reference: str = ""
+    behaviour: Behaviour | None = None
+    licence_source: str = ""
     not_comparable_with: tuple[str, ...] = ()
     recorded_in: str = ""
     not_evaluated: str = ""
@@ -108,6 +131,7 @@ class Card:
     transitions: int | None = None
     episodes: int | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    made: bool = False
 
     @property
     def published(self) -> bool:
@@ -115,21 +139,37 @@ class Card:
         return self.url is not None or self.minari is not None
 
 
+def shipped_root() -> Path:
+    """Where `cards/` and `embedded/` are: BENCH_DATASETS if set, else the checkout's `datasets`,
+    else their copies in the installed package."""
+    return _folder() or Path(__file__).parents[1] / "shipped-datasets"
+
+
 def data_root() -> Path:
-    """The `datasets` folder: BENCH_DATASETS if set, else the one beside the package `bench`."""
-    return Path(os.environ.get("BENCH_DATASETS") or Path(__file__).parents[2] / "datasets")
+    """Where `cache/` and `lock.toml` are: BENCH_DATASETS if set, else the checkout's `datasets`,
+    else `rlobj-bench` among the user's caches (XDG_CACHE_HOME, by default ~/.cache)."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return _folder() or Path(caches) / "rlobj-bench"
+
+
+def _folder() -> Path | None:
+    """The one folder for both, where there is one."""
+    if given := os.environ.get("BENCH_DATASETS"):
+        return Path(given)
+    beside = Path(__file__).parents[2] / "datasets"  # of an installed package: somebody else's
+    return beside if (beside / "cards").is_dir() else None
 
 
 def cards() -> dict[str, Card]:
     """All cards by id, in file and then in written order. Raises `ConfigError` for a bad card."""
-    root = data_root()
-    files = sorted((root / "cards").glob("*.toml"))
-    return _read_all(root, tuple((path, path.stat().st_mtime_ns) for path in files))
+    files = sorted((shipped_root() / "cards").glob("*.toml"))
+    return _read_all(data_root(), tuple((path, path.stat().st_mtime_ns) for path in files))
 
 
 @lru_cache(maxsize=4)
 def _read_all(root: Path, files: tuple[tuple[Path, int], ...]) -> dict[str, Card]:
-    """`files` carries the time of change, so that an edited card is read again."""
+    """`files` carries the time of change, so that an edited card is read again; `root` holds the
+    cache."""
     found: dict[str, Card] = {}
     for path, _ in files:
         for card in _read(path, root):
@@ -172,13 +212,16 @@ def _card(path: Path, root: Path, name: str, table: dict[str, Any]) -> Card:
     if table.get("requires", "robotics") not in EXTRAS:
         raise ConfigError(f"{where}: requires: must be one of {', '.join(EXTRAS)}; mend the value")
     _check_source(where, table)
-    plain = ("url", "minari", "horizon", "fingerprint", "no_reference", "recorded_in", "requires",
-             "not_evaluated", "transitions", "episodes", "recipe")  # fmt: skip
+    plain = ("url", "minari", "horizon", "fingerprint", "fingerprint_next", "no_reference",
+             "recorded_in", "requires", "not_evaluated", "transitions", "episodes", "recipe",
+             "licence_source")  # fmt: skip
     lists: dict[str, Any] = {key: _strings(where, key, table) for key in _STRINGS}
     return Card(
         id=name,
-        path=_path(root, name, table),
+        path=_path(path.parents[1], root, name, table),
+        made=_made(table),
         reference=_reference(where, table.get("reference")),
+        behaviour=_behaviour(where, table.get("behaviour")),
         observation=_space(f"{where}: observation", table.get("observation")),
         action=_space(f"{where}: action", table.get("action")),
         preprocessing=_texts(f"{where}: preprocessing", table.get("preprocessing", {})),
@@ -188,11 +231,11 @@ def _card(path: Path, root: Path, name: str, table: dict[str, Any]) -> Card:
     )
 
 
-def _path(root: Path, name: str, table: dict[str, Any]) -> Path | None:
+def _path(shipped: Path, root: Path, name: str, table: dict[str, Any]) -> Path | None:
     if "url" in table:
         return root / "cache" / "d4rl" / urlsplit(table["url"]).path.rpartition("/")[2]
     if "file" in table:
-        return root / table["file"]
+        return shipped / table["file"]
     return root / "cache" / "made" / f"{name.replace('/', '-')}.hdf5" if _made(table) else None
 
 
@@ -253,6 +296,15 @@ def _reference(where: str, table: dict[str, Any] | None) -> Reference | None:
     if table["random"] >= table["expert"]:
         raise ConfigError(f"{where}: reference: random must be below expert; mend the values")
     return Reference(float(table["random"]), float(table["expert"]), table["source"])
+
+
+def _behaviour(where: str, table: dict[str, Any] | None) -> Behaviour | None:
+    if table is None:
+        return None
+    _check_keys(f"{where}: behaviour", table, {"note": str}, BEHAVIOUR)
+    if ("mean_return" in table) != ("source" in table):
+        raise ConfigError(f"{where}: behaviour: mean_return and source belong together; add both")
+    return Behaviour(**table)
 
 
 def _space(where: str, table: dict[str, Any] | None) -> Space | None:

@@ -1,5 +1,6 @@
 """What a dataset holds and what is odd about it, as plain values for `bench.data.render`."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ def report(dataset: Dataset) -> dict[str, Any]:
 
     `anomalies` lists what makes results doubtful, `notes` what is worth knowing. Actions are
     `saturated_percent` (entries within 1e-3 of a bound, in all and by dimension) or, discrete,
-    `action_counts`. Works through the rows in blocks.
+    `action_counts`. Works through the rows in blocks. The scores are None without a reference, and
+    where the data's episodes are not an evaluation's (`behaviour`) unless somebody measured it.
     """
     hashes = row_hashes(dataset.transitions)
     returns, lengths = episode_returns(dataset.transitions), episode_lengths(dataset.transitions)
@@ -39,12 +41,16 @@ def report(dataset: Dataset) -> dict[str, Any]:
         "family": dataset.family,
         "horizon": dataset.horizon,
         "fingerprint": dataset.fingerprint,
+        "fingerprint_next": dataset.fingerprint_next,
         "reference": list(dataset.reference) if dataset.reference else None,
         "reference_source": dataset.reference_source,
         "unit": dataset.unit,
-        "normalized_behaviour_score": dataset.normalize(float(returns.mean())),
+        "behaviour": asdict(dataset.behaviour) if dataset.behaviour else None,
+        "normalized_behaviour_score": _score(dataset, dataset.behaviour_return),
         "return_within_horizon": float(within.mean()),
-        "normalized_score_within_horizon": dataset.normalize(float(within.mean())),
+        "normalized_score_within_horizon": _score(
+            dataset, None if dataset.behaviour else float(within.mean())
+        ),
         "stats": dict(dataset.stats),
         "return_histogram": _histogram(returns),
         "length_histogram": _histogram(lengths),
@@ -57,6 +63,10 @@ def report(dataset: Dataset) -> dict[str, Any]:
         "card": _card(cards().get(dataset.name)),
     }
     return facts | {"anomalies": _anomalies(dataset, facts), "notes": _notes(dataset, facts)}
+
+
+def _score(dataset: Dataset, mean_return: float | None) -> float | None:
+    return None if mean_return is None else dataset.normalize(mean_return)
 
 
 def returns_within(dataset: Dataset) -> np.ndarray:
@@ -132,6 +142,7 @@ def _card(card: Card | None) -> dict[str, Any] | None:
     return {
         "source": card.url or card.minari or (str(card.path) if card.path else list(card.combine)),
         "licence": card.licence,
+        "licence_source": card.licence_source,
         "recorded_in": card.recorded_in,
         "not_evaluated": card.not_evaluated,
         "not_comparable_with": list(card.not_comparable_with),
@@ -210,4 +221,12 @@ def _notes(dataset: Dataset, facts: dict[str, Any]) -> list[str]:
         found.append("the environment cannot be made here: no evaluation")
     if dataset.reference is None:
         found.append("no reference scores: results are raw returns")
-    return found + [f"caution: {text}" for text in (facts["card"] or {}).get("cautions", [])]
+    cautions = [f"caution: {text}" for text in (facts["card"] or {}).get("cautions", [])]
+    return found + _own_make(dataset) + cautions
+
+
+def _own_make(dataset: Dataset) -> list[str]:
+    card = cards().get(dataset.name)
+    made = card.recipe["make"].get("fingerprint") if card and card.made else None
+    same = made in (None, dataset.fingerprint)
+    return [] if same else ["an own make, not bit-equal to the set that the card describes"]

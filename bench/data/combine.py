@@ -1,16 +1,22 @@
 """Several datasets of one task, one after the other."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from tensordict import TensorDict
-from torch import Tensor
-
-from bench.data.dataset import Dataset, fingerprint, statistics
+from bench.data.card import Behaviour
+from bench.data.dataset import Dataset, fingerprint, fingerprint_next, statistics
 from bench.data.transitions import COUNTS
 from bench.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+_MIXED = Behaviour("the parts are of several policies, not all of whose episodes are evaluations'")
 
 
 def combine(parts: Sequence[Dataset], name: str | None = None) -> Dataset:
@@ -19,6 +25,8 @@ def combine(parts: Sequence[Dataset], name: str | None = None) -> Dataset:
     Environment, horizon, spaces and reference must agree. Without a `name` it becomes
     'combined-<fingerprint[:8]>'. Raises `DataError` naming the two parts that disagree and how.
     """
+    from tensordict import TensorDict
+
     if not parts:
         raise DataError("combine: no datasets given; give at least one")
     for part in parts[1:]:
@@ -34,14 +42,16 @@ def combine(parts: Sequence[Dataset], name: str | None = None) -> Dataset:
         name=name or f"combined-{digest[:8]}",
         transitions=transitions,
         fingerprint=digest,
+        fingerprint_next=fingerprint_next(transitions),
         stats=statistics(transitions, counts),
         n_actions=max((p.n_actions for p in parts if p.n_actions is not None), default=None),
+        behaviour=parts[0].behaviour if len({p.behaviour for p in parts}) == 1 else _MIXED,
     )
 
 
 def _episodes(t: Tensor) -> Tensor:
     """Number of the episode of each row, int64 [n]: a new one starts where t is 0."""
-    return torch.cumsum(t == 0, dim=0) - 1
+    return (t == 0).cumsum(0) - 1
 
 
 def _check_same(first: Dataset, other: Dataset) -> None:

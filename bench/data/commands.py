@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.data.checks import report
 from bench.data.combine import combine
 from bench.data.dataset import Dataset
-from bench.data.flat import SUFFIXES, write_flat
+from bench.data.flat import WRITTEN, write_flat
 from bench.data.listing import run_list as run_list
 from bench.data.loading import expand, load
 from bench.data.making import run_make as run_make
@@ -88,8 +88,9 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_import(args: argparse.Namespace) -> int:
     """`bench data import`."""
+    _check_target(args.out, args.force)
     with _warnings_on_stderr():
-        _write(_load(args.ref, args), args.out, args.force)
+        _write(_load(args.ref, args), args.out)
     return 0
 
 
@@ -103,30 +104,35 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_combine(args: argparse.Namespace) -> int:
     """`bench data combine`."""
+    _check_target(args.to, args.force)
     with _warnings_on_stderr():
         refs = expand(args.refs)
         parts = [_load(ref, args) for ref in refs]
         sources = json.dumps([{"name": p.name, "fingerprint": p.fingerprint} for p in parts])
-        _write(combine(parts), args.to, args.force, {"combines": sources})
+        _write(combine(parts), args.to, {"combines": sources})
     return 0
 
 
-def _write(
-    dataset: Dataset, out: Path, force: bool, attributes: Mapping[str, str] | None = None
-) -> None:
-    if out.suffix not in SUFFIXES[:2]:
-        write_memory_map(out, dataset.transitions, env_id=dataset.recorded_env_id,
-                         max_episode_steps=dataset.horizon)  # fmt: skip
-        print(f"{out}: {dataset.stats['transitions']:,} transitions, {dataset.fingerprint}")
-        return
-    if out.exists() and not force:
-        raise DataError(f"{out}: exists already; choose another name or add --force")
-    facts = {"source": dataset.name, "fingerprint": dataset.fingerprint, **(attributes or {})}
-    write_flat(
+def _check_target(out: Path, force: bool) -> None:
+    """Before anything is read."""
+    if out.suffix not in ("", *WRITTEN):
+        raise DataError(
+            f"{out}: nothing is written as {out.suffix}; end it in {' or '.join(WRITTEN)} for a "
+            "flat file, or in nothing for a folder of arrays"
+        )
+    if out.exists() and not (force and out.suffix):
+        mend = "add --force" if out.suffix else "delete it"
+        raise DataError(f"{out}: exists already; choose another name or {mend}")
+
+
+def _write(dataset: Dataset, out: Path, attributes: Mapping[str, str] | None = None) -> None:
+    """A flat file, or, without a suffix, a folder of arrays."""
+    digests = {key: getattr(dataset, key) for key in ("fingerprint", "fingerprint_next")}
+    (write_flat if out.suffix else write_memory_map)(
         out,
         dataset.transitions,
         env_id=dataset.recorded_env_id,
         max_episode_steps=dataset.horizon,
-        attributes=facts,
+        attributes={"source": dataset.name, **digests, **(attributes or {})},
     )
     print(f"{out}: {dataset.stats['transitions']:,} transitions, {dataset.fingerprint}")

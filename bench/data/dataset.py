@@ -1,12 +1,19 @@
 """What a loader ends in: one `Dataset`, its statistics and its fingerprint."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tensordict import TensorDict
-from torch import Tensor
+
+from bench.data.card import Behaviour
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Dataset:
     `env_id` is the environment for evaluation, None where it cannot be made on this machine;
     `recorded_env_id` keeps the name. `horizon` None is the environment's own step limit.
     `reference` holds the raw returns (random, expert), `action_low` and `action_high` are [a].
+    `behaviour` is there where the data's episodes are not such as evaluations have.
     """
 
     name: str
@@ -29,6 +37,7 @@ class Dataset:
     env_id: str | None
     horizon: int | None
     fingerprint: str
+    fingerprint_next: str
     reference: tuple[float, float] | None
     reference_source: str | None
     discrete: bool
@@ -38,18 +47,32 @@ class Dataset:
     family: str
     stats: dict[str, float]
     recorded_env_id: str | None = None
+    behaviour: Behaviour | None = None
+
+    @property
+    def behaviour_return(self) -> float | None:
+        """Mean raw return that the policy behind the data has in evaluations; None if unknown.
+
+        That of the data's episodes, unless a card says that these are others (`behaviour`).
+        """
+        return self.stats["return_mean"] if self.behaviour is None else self.behaviour.mean_return
 
     def normalize(self, ret: float) -> float | None:
         """Score of a raw return: 0 for the random policy, 100 for the expert; None without both."""
-        if self.reference is None:
-            return None
-        random, expert = self.reference
-        return 100.0 * (ret - random) / (expert - random)
+        return normalized(ret, self.reference)
 
     @property
     def unit(self) -> str:
         """Unit of the scores that are reported for this dataset: "normalized" or "return"."""
         return "return" if self.reference is None else "normalized"
+
+
+def normalized(ret: float, reference: tuple[float, float] | None) -> float | None:
+    """See `Dataset.normalize`; `reference` holds the raw returns (random, expert)."""
+    if reference is None:
+        return None
+    random, expert = reference
+    return 100.0 * (ret - random) / (expert - random)
 
 
 def fingerprint(transitions: TensorDict) -> str:
@@ -58,10 +81,29 @@ def fingerprint(transitions: TensorDict) -> str:
     Each array enters as its name, dtype and shape, then its little-endian bytes in C order.
     Next observations stay out: inside an episode they repeat the observations, and whether an
     episode's last one is known depends on the file format, not on the data. So the same data has
-    one fingerprint whether it came from a flat file or from a Minari folder.
+    one fingerprint whether it came from a flat file or from a Minari folder. `fingerprint_next`
+    covers what is left out here.
     """
+    return _digest(canonical_arrays(transitions))
+
+
+def fingerprint_next(transitions: TensorDict) -> str:
+    """sha256 (hex), made like `fingerprint`, of the next observations and of where they are known.
+
+    A digest of its own, so that `fingerprint` goes on meaning what results have recorded. Where a
+    next observation is unknown its stand-in, the observation, enters.
+    """
+    return _digest(
+        {
+            "next_observations": transitions["next", "observation"].numpy(),
+            "valid_next": transitions["valid_next"].numpy(),
+        }
+    )
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name, array in canonical_arrays(transitions).items():
+    for name, array in arrays.items():
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
         digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.data)

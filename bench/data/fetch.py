@@ -249,11 +249,12 @@ def _check_status(response: requests.Response, url: str, start: int) -> None:
         raise _Transient(said.strip(), _retry_after(response))
     if code in (401, 403, 404) and (start or response.history):
         raise _Transient(said.strip())  # a signed link that has expired: ask for a new one
-    mend = {
-        401: "set HF_TOKEN if the set is not public, or give another source (--mirror, --from)",
-        403: "set HF_TOKEN if the set is not public, or give another source (--mirror, --from)",
-        404: "check the id, or give another source (--mirror, --from)",
-    }
+    closed = (
+        "if the set is not public set HF_TOKEN (sent to HF_ENDPOINT alone, by https), or give "
+        "another source (--mirror, --from)"
+    )
+    unknown = "check the id, or give another source (--mirror, --from)"
+    mend = {401: closed, 403: closed, 404: unknown}
     _refused(url, said.strip(), mend.get(code, "give another source (--mirror, --from)"))
 
 

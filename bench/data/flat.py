@@ -12,36 +12,53 @@ Our own files add what that layout cannot say, in little space:
 [episodes] where the episodes do not follow from the flags.
 """
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-from tensordict import TensorDict
 
 from bench.data import npz
 from bench.data.dataset import canonical_arrays, episode_lengths
 from bench.data.legacy import is_legacy, read_legacy
 from bench.data.parts import Keys, join, ordered, refuse
-from bench.data.raw import BLOCK, Raw, blocks, count_broken, fail, scratch, stated_env, stated_limit
+from bench.data.raw import (
+    BLOCK,
+    Raw,
+    blocks,
+    count_broken,
+    fail,
+    scratch,
+    stated_env,
+    stated_limit,
+    unread,
+)
 from bench.errors import DataError
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 OPTIONAL = (
     "timeouts", "next_observations", "final_observations", "valid_next", "episode_lengths",
 )  # fmt: skip
 OBSERVATIONS = ("observations", "next_observations", "final_observations")
-SUFFIXES = (".hdf5", ".h5", ".npz")
+BULK = (*OBSERVATIONS, "actions")
+WRITTEN = (".hdf5", ".h5")
+SUFFIXES = (*WRITTEN, ".npz")
 CHUNK_ROWS = 16384
 
 Read = Callable[[str], np.ndarray]  # an array by its path in the file
 
 
-def read_flat(path: Path, keys: Keys = None) -> Raw:
+def read_flat(path: Path, keys: Keys = None, *, bulk: bool = True) -> Raw:
     """The columns of a flat file; `keys` chooses parts of observations that are dictionaries.
+    Without `bulk` HDF5's observations and actions are not read: `unread` arrays stand for them.
 
     Raises `DataError` for a file that is missing, damaged or not in this layout.
     """
@@ -50,8 +67,14 @@ def read_flat(path: Path, keys: Keys = None) -> Raw:
         with npz.opened(path) as (names, read):
             return _raw(source, names, read, _stated(names, read), keys)
     with open_hdf5(path) as file, readable(source):
-        return _raw(source, array_names(file), lambda key: read_array(source, file, key),
-                    dict(file.attrs), keys)  # fmt: skip
+
+        def read(key: str) -> np.ndarray:
+            if bulk or key.split("/")[0] not in BULK:
+                return read_array(source, file, key)
+            node = _array_node(source, file, key)
+            return unread(node.shape, node.dtype)
+
+        return _raw(source, array_names(file), read, dict(file.attrs), keys)
 
 
 def _raw(
@@ -77,6 +100,7 @@ def _raw(
         valid_next=columns.get("valid_next"),
         env_id=stated_env(source, attributes.get("env_id")),
         max_episode_steps=stated_limit(source, attributes.get("max_episode_steps")),
+        attributes={key: value for key, value in attributes.items() if isinstance(value, str)},
     )
 
 
@@ -145,11 +169,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def read_array(source: str, group: h5py.Group, key: str) -> np.ndarray:
     """One numeric array [n, ...] of `group`."""
-    node = group[key]
-    if not isinstance(node, h5py.Dataset):
-        fail(source, key, "is a group of arrays", "it must be one array")
-    if node.dtype.kind not in "biuf" or node.ndim == 0:
-        fail(source, key, f"holds {node.dtype} of shape {node.shape}", "it must be a numeric array")
+    node = _array_node(source, group, key)
     try:
         if node.size == 0 or len(node) <= BLOCK:
             return node[()]
@@ -160,6 +180,15 @@ def read_array(source: str, group: h5py.Group, key: str) -> np.ndarray:
     except (OSError, MemoryError, ValueError) as error:
         what = f"cannot be read, the file is damaged ({_short(error)})"
         fail(source, key, what, _REPLACE)
+
+
+def _array_node(source: str, group: h5py.Group, key: str) -> h5py.Dataset:
+    node = group[key]
+    if not isinstance(node, h5py.Dataset):
+        fail(source, key, "is a group of arrays", "it must be one array")
+    if node.dtype.kind not in "biuf" or node.ndim == 0:
+        fail(source, key, f"holds {node.dtype} of shape {node.shape}", "it must be a numeric array")
+    return node
 
 
 def _short(error: Exception) -> str:

@@ -15,7 +15,7 @@ from bench.data.fetch import Meter, Wanted, mismatch, new_session, sha256
 from bench.data.flat import open_hdf5
 from bench.data.loading import unknown
 from bench.data.lockfile import Entry, LockedFile, lock_path, locked, record
-from bench.data.minari import MINARI_ID, minari_root, read_metadata
+from bench.data.minari import MINARI_ID, check_format, minari_root, read_metadata
 from bench.data.sources import Job, Options, Published
 from bench.data.staging import commit, discard, staging
 from bench.errors import ConfigError, DataError
@@ -165,7 +165,8 @@ def _inspect(wish: Published, source: str, content: Path) -> None:
     try:
         if wish.url is not None:
             open_hdf5(content).close()
-        elif read_metadata(content).get("data_format", "hdf5") == "hdf5":
+        else:
+            check_format(str(content), read_metadata(content))
             open_hdf5(content / "data" / "main_data.hdf5").close()
     except DataError as error:
         raise DataError(f"{wish.id}: {source} gave no dataset: {error}") from error

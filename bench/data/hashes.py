@@ -1,10 +1,16 @@
 """Which rows and episodes repeat earlier ones, without holding more than one number per row."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-from tensordict import TensorDict
 
 from bench.data.dataset import canonical_arrays, episode_starts
 from bench.data.raw import blocks
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 _SEED = 0
 

@@ -5,7 +5,7 @@ revision. The questions are those of the Hub's public HTTP interface; a file's b
 import os
 import re
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 
@@ -17,6 +17,7 @@ from bench.errors import ConfigError, DataError
 ENDPOINT = "https://huggingface.co"
 REMOTE = "hf://farama-minari"  # Minari's own; MINARI_REMOTE names another
 MANY_FILES = 10_000
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 def offline() -> bool:
@@ -29,9 +30,33 @@ def endpoint(mirror: str | None = None) -> str:
 
 
 def authorise(session: requests.Session) -> None:
-    """Send HF_TOKEN, where there is one, to the Hub (requests drops it where that redirects)."""
-    if token := os.environ.get("HF_TOKEN"):
-        session.headers["Authorization"] = f"Bearer {token}"
+    """Send HF_TOKEN, where there is one, to the Hub that it is of: HF_ENDPOINT's, encrypted or on
+    this machine; not to a `mirror`, and not where the Hub redirects to."""
+    token, home = os.environ.get("HF_TOKEN"), _origin(endpoint())
+    if token and (home[0] == "https" or home[1] in THIS_MACHINE):
+        session.auth = _Token(token, home)
+
+
+class _Token(requests.auth.AuthBase):
+    """The header of requests to one origin; requests drops it where one is redirected elsewhere."""
+
+    def __init__(self, token: str, home: tuple[str, str, int | None]) -> None:
+        self.token, self.home = token, home
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if request.url and _origin(request.url) == self.home:
+            request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port."""
+    try:
+        parts = urlsplit(url)
+        usual = {"https": 443, "http": 80}.get(parts.scheme)
+        return parts.scheme, parts.hostname or "", parts.port or usual
+    except ValueError:  # no address; it fails where it is asked for
+        return "", "", None
 
 
 def place(dataset_id: str) -> tuple[str, str]:

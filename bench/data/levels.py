@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import envs
-from bench.data.build import Make, Say, train
+from bench.data.build import Make
 from bench.data.card import Card
+from bench.data.training import Say, train
 from bench.envs import behind
 from bench.errors import ConfigError
 
@@ -79,9 +80,9 @@ def choose(curve: Sequence[Sequence[float]], level: str) -> int:
 
 def _make(wish: Wish) -> Make:
     """The recipe as far as it is known before training."""
-    from bench.recipe import load_recipe
+    from bench.online.agents import load_agent
 
-    recipe = load_recipe(wish.algorithm)
+    recipe = load_agent(wish.algorithm)
     hyper = dataclasses.asdict(recipe.hyperparameters((), "paper", wish.settings))
     defaults = dataclasses.asdict(recipe.hyper())
     kinds = {"medium": "rollouts", "expert": "rollouts", "medium-replay": "replay"}

@@ -1,4 +1,8 @@
-"""`bench data list`: what there is, and what of it is here."""
+"""`bench data list`: what there is, and what of it is here.
+
+It reads rewards and flags alone, without torch and without environments, so that it answers at once
+however large the sets are; `bench data check` is what verifies them.
+"""
 
 import argparse
 import importlib.util
@@ -6,9 +10,10 @@ import sys
 import warnings
 from pathlib import Path
 
+from bench.data.assemble import Outline
 from bench.data.card import EXTRAS, Card, cards
-from bench.data.dataset import Dataset
-from bench.data.loading import card_path, expand, load, names
+from bench.data.dataset import normalized
+from bench.data.loading import card_path, expand, names, outline
 from bench.data.minari import local_sets
 from bench.data.raw import DataWarning
 from bench.errors import BenchError
@@ -53,11 +58,11 @@ def _row(name: str) -> list[str]:
         return [name, _environment(card.env_id, card), *counts, "-", "-", licence, _source(card)]
     with warnings.catch_warnings():  # check shows them; here they would tear the table
         warnings.simplefilter("ignore", DataWarning)
-        dataset = load(name)
-    counts = [f"{dataset.stats[key]:,}" for key in ("transitions", "episodes")]
+        found = outline(name)
+    counts = [f"{number:,}" for number in (found.lengths.sum(), len(found.lengths))]
     size = f"{sum(map(_size, paths)) / 1e6:.1f} MB"
-    env_id = _environment(dataset.recorded_env_id or "unknown", card)
-    return [name, env_id, *counts, _behaviour(dataset), size, licence, "yes"]
+    env_id = _environment(found.env_id or "unknown", card)
+    return [name, env_id, *counts, _behaviour(found), size, licence, "yes"]
 
 
 def _source(card: Card) -> str:
@@ -93,10 +98,13 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _behaviour(dataset: Dataset) -> str:
-    mean = dataset.stats["return_mean"]
-    score = dataset.normalize(mean)
-    return f"{mean:z.1f}" if score is None else f"{mean:z.1f} ({score:z.1f})"  # z: no "-0.0"
+def _behaviour(found: Outline) -> str:
+    mean, other = float(found.returns.mean()), found.behaviour
+    evaluated = other.mean_return if other else mean
+    score = None if evaluated is None else normalized(evaluated, found.reference)
+    if score is None:
+        return f"{mean:z.1f}"  # z: no "-0.0"
+    return f"{mean:z.1f} ({'evaluated ' if other else ''}{score:z.1f})"
 
 
 def _table(rows: list[list[str]]) -> str:

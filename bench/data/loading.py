@@ -1,5 +1,7 @@
 """From a name or a path to a `Dataset`."""
 
+from __future__ import annotations
+
 import difflib
 import fnmatch
 import glob
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.data import envs
-from bench.data.assemble import to_dataset
+from bench.data.assemble import About, Outline, to_dataset, to_outline
 from bench.data.card import Card, Space, cards
 from bench.data.combine import combine
 from bench.data.dataset import Dataset
@@ -24,7 +26,7 @@ from bench.data.minari import (
     read_metadata,
     read_minari,
 )
-from bench.data.raw import ActionSpec, warn
+from bench.data.raw import ActionSpec, Raw, warn
 from bench.errors import DataError
 
 _SOME_KEYS = "not all parts of its observations were chosen, and the environment shows them all"
@@ -32,11 +34,12 @@ _SOME_KEYS = "not all parts of its observations were chosen, and the environment
 
 @dataclass(frozen=True)
 class _How:
-    """The options of `load`."""
+    """The options of `load`; without `bulk` only rewards and flags are read."""
 
-    env_id: str | None
-    strict: bool
-    keys: tuple[str, ...] | None
+    env_id: str | None = None
+    strict: bool = False
+    keys: tuple[str, ...] | None = None
+    bulk: bool = True
 
     @property
     def not_evaluated(self) -> str:
@@ -66,57 +69,107 @@ def load(
     how = _How(env_id, strict, tuple(observation_keys) if observation_keys else None)
     if card := cards().get(ref):
         return _load_card(card, how)
+    return to_dataset(*_read(ref, how))
+
+
+def outline(ref: str) -> Outline:
+    """Counts and returns of what `load` would load: the rest is neither read nor checked, and no
+    environment is made. Raises as `load` does."""
+    card = cards().get(ref)
+    if card is None:
+        return to_outline(*_read(ref, _How(bulk=False)))
+    if card.combine:
+        parts = [outline(part) for part in card.combine]
+        lengths, returns = ([getattr(p, key) for p in parts] for key in ("lengths", "returns"))
+        found = replace(parts[0], lengths=np.concatenate(lengths), returns=np.concatenate(returns))
+    else:
+        found = to_outline(*_read_card(card, _How(bulk=False)))
+    ends = card.reference and (card.reference.random, card.reference.expert)
+    return replace(found, reference=ends or found.reference, behaviour=card.behaviour)
+
+
+def _read(ref: str, how: _How) -> tuple[Raw, About]:
+    """The columns of what no card describes."""
     if folder := local_sets().get(ref):
-        return _load_minari(folder, ref, how)
+        return _read_minari(folder, ref, how)
     path = Path(ref).expanduser()
     if path.is_dir() and data_folder(path):
-        return _load_minari(path, None, how)
+        return _read_minari(path, None, how)
     if path.is_dir() and not is_memory_map(path):
         raise DataError(
             f"{path}: is a folder without data/metadata.json (Minari) and meta.json (TensorDict)"
         )
     if path.exists() or path.suffix in SUFFIXES:
-        raw = read_memory_map(path, how.keys) if path.is_dir() else read_flat(path, how.keys)
-        raw.env_id = env_id or raw.env_id
-        return to_dataset(
-            raw, name=None, label=path.stem, strict=strict, not_evaluated=how.not_evaluated
-        )
+        if path.is_dir():
+            raw = read_memory_map(path, how.keys)
+        else:
+            raw = read_flat(path, how.keys, bulk=how.bulk)
+        raw.env_id = how.env_id or raw.env_id
+        return raw, About(path.stem, strict=how.strict, not_evaluated=how.not_evaluated)
     raise DataError(unknown(ref))
 
 
-def _load_minari(path: Path, name: str | None, how: _How) -> Dataset:
-    raw = read_minari(path, how.keys)
+def _read_minari(path: Path, name: str | None, how: _How) -> tuple[Raw, About]:
+    raw = read_minari(path, how.keys, bulk=how.bulk)
     raw.env_id = how.env_id or raw.env_id
     label = str(read_metadata(path).get("dataset_id") or path.name).replace("/", "-")
-    return to_dataset(
-        raw, name=name, label=label, strict=how.strict, minari=True, not_evaluated=how.not_evaluated
-    )
+    return raw, About(label, name, how.strict, minari=True, not_evaluated=how.not_evaluated)
 
 
 def _load_card(card: Card, how: _How) -> Dataset:
-    """Load what a card describes and hold the data to the card's fingerprint and counts."""
+    """Load what a card describes and hold the data to the card's fingerprints and counts."""
     if card.combine:
         parts = [_load_card(cards()[part], how) for part in card.combine]
         dataset = combine(parts, card.id)
     else:
-        dataset = _load_card_data(card, how)
+        raw, about = _read_card(card, how)
+        dataset = to_dataset(raw, about)
+        if card.made:
+            _check_made(card, raw, dataset, how.strict)
     _check_counts(card, dataset, how.strict)
-    if card.fingerprint and dataset.fingerprint != card.fingerprint:
-        raise DataError(
-            f"{card.path or card.id}: fingerprint: is {dataset.fingerprint}, the card of {card.id} "
-            f"says {card.fingerprint}; restore the file, or mend the card if the change is meant"
-        )
-    if card.reference and how.env_id in (None, card.env_id):
+    _check_fingerprints(card, dataset)
+    if how.env_id not in (None, card.env_id):
+        return dataset
+    if card.reference:
         ends = (card.reference.random, card.reference.expert)
         dataset = replace(dataset, reference=ends, reference_source=card.reference.source)
-    return dataset
+    return replace(dataset, behaviour=card.behaviour)
 
 
-def _load_card_data(card: Card, how: _How) -> Dataset:
+def _check_fingerprints(card: Card, dataset: Dataset) -> None:
+    for key in ("fingerprint", "fingerprint_next"):
+        found, said = getattr(dataset, key), getattr(card, key)
+        if said not in ("", found):
+            raise DataError(
+                f"{card.path or card.id}: {key}: is {found}, the card of {card.id} says {said}; "
+                "restore the file, or mend the card if the change is meant"
+            )
+
+
+def _check_made(card: Card, raw: Raw, dataset: Dataset, strict: bool) -> None:
+    """The set was made on some machine: by the card's recipe, and as it should be or near to it."""
+    from bench.data.build import Make
+
+    make, anew = Make.of(card), f"make it anew: bench data make {card.id} --force"
+    if not make.made(raw.attributes.get("recipe", make.text())):
+        raise DataError(f"{card.path}: recipe: is not that of the card of {card.id}; {anew}")
+    digests = (dataset.fingerprint, dataset.fingerprint_next)
+    good, text = make.verdict(card, digests, dataset.stats["return_mean"])
+    if not good:
+        raise DataError(f"{card.path}: return_mean: {text}; {anew}, or load it by its path")
+    if make.fingerprint in ("", dataset.fingerprint):
+        return
+    what = f"fingerprint: is {dataset.fingerprint}, the card says {make.fingerprint}: {text}"
+    if strict:
+        raise DataError(f"{card.path}: {what}; {anew}, or leave out --strict")
+    warn(str(card.path), what)
+
+
+def _read_card(card: Card, how: _How) -> tuple[Raw, About]:
     path = card_path(card)
     if not path.exists():
         raise DataError(f"{path}: the data of {card.id} is not here; {_advice(card)}")
-    raw = read_minari(path, how.keys) if card.minari else read_flat(path, how.keys)
+    raw = (read_minari if card.minari else read_flat)(path, how.keys, bulk=how.bulk)
     if raw.env_id not in (None, card.env_id):
         raise DataError(
             f"{path}: env_id: is {raw.env_id}, the card of {card.id} says "
@@ -126,10 +179,9 @@ def _load_card_data(card: Card, how: _How) -> Dataset:
     own = how.env_id in (None, card.env_id)
     if card.not_evaluated and card.action and not raw.actions_spec:
         raw.actions_spec = _action_spec(card.action)
-    return to_dataset(
-        raw,
-        name=card.id,
+    about = About(
         label=card.id,
+        name=card.id,
         strict=how.strict,
         family=card.family if own else None,
         horizon=card.horizon,
@@ -137,6 +189,7 @@ def _load_card_data(card: Card, how: _How) -> Dataset:
         not_evaluated=how.not_evaluated or ("" if how.env_id else card.not_evaluated),
         without_reference=bool(card.no_reference) and own,
     )
+    return raw, about
 
 
 def card_path(card: Card) -> Path:

@@ -1,12 +1,21 @@
-"""`bench data make`: datasets from their cards, and of any environment."""
+"""`bench data make`: datasets from their cards, and of any environment.
+
+What was made is judged before it is put where loading looks for it, and replaces nothing unasked.
+"""
 
 import argparse
+import sys
 from pathlib import Path
 
-from bench.data.build import Make, Say, make_dataset, write_made
-from bench.data.card import Card, cards, data_root
+from bench.data.assemble import About, to_dataset
+from bench.data.build import Made, Make, make_dataset, write_made
+from bench.data.card import Card, cards
+from bench.data.dataset import Dataset
+from bench.data.flat import WRITTEN, read_flat
 from bench.data.levels import Wish, card_of
 from bench.data.loading import expand
+from bench.data.staging import commit, discard, staging
+from bench.data.training import Say
 from bench.errors import ConfigError, DataError
 
 # what a set without a card is made with
@@ -24,6 +33,8 @@ def run_make(args: argparse.Namespace) -> int:
     """`bench data make`."""
     say: Say = lambda text: print(text, flush=True)  # noqa: E731
     root = args.out / "make"
+    if args.to and args.to.suffix not in WRITTEN:
+        raise ConfigError(f"--to {args.to}: is written as HDF5; end it in {' or '.join(WRITTEN)}")
     if args.to and args.to.exists() and not args.force:
         raise DataError(f"{args.to}: exists already; choose another name or add --force")
     if args.env_id:
@@ -34,7 +45,7 @@ def run_make(args: argparse.Namespace) -> int:
     if not ids or args.kind:
         raise ConfigError("give ids of datasets, or an environment with --env-id and --kind")
     _refuse_ignored(args)
-    return max([_make_from_card(name, args.to, root, say) for name in ids])
+    return max([_make_or_refuse(name, args, root, say) for name in ids])
 
 
 def _refuse_ignored(args: argparse.Namespace) -> None:
@@ -47,7 +58,16 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
             )
 
 
-def _make_from_card(name: str, to: Path | None, root: Path, say: Say) -> int:
+def _make_or_refuse(name: str, args: argparse.Namespace, root: Path, say: Say) -> int:
+    """One set that is refused does not keep the others from being made."""
+    try:
+        return _make_from_card(name, args, root, say)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _make_from_card(name: str, args: argparse.Namespace, root: Path, say: Say) -> int:
     card = cards().get(name)
     if card is None:
         raise ConfigError(f"{name} has no card: give --env-id and --kind instead of an id")
@@ -55,19 +75,64 @@ def _make_from_card(name: str, to: Path | None, root: Path, say: Say) -> int:
         say(f"{card.id}: combines {' and '.join(card.combine)}, nothing to make")
         return 0
     make = Make.of(card)
-    path = to or _place(card, root)
+    path = args.to or _place(card, root)
+    if path.exists() and not args.force:
+        return _keep(card, make, path, say)
     made = make_dataset(card, root, say)
-    write_made(made, card, path)
     good, text = made.verdict(card, make)
+    apart = path == card.path and not good
+    path = root / path.name if apart else path
+    _install(made, card, path, say)
     say(f"{card.id}: {path}\n  fingerprint {made.fingerprint}\n  {text}")
+    if apart:
+        print(
+            f"error: {card.path}: return_mean: {text}; so the set was not put there and {card.id} "
+            f"does not load it; use it by its path, or make it anew with another --out",
+            file=sys.stderr,
+        )
     return 0 if good else 1
+
+
+def _keep(card: Card, make: Make, path: Path, say: Say) -> int:
+    """What is there already stays, and is the card's set or refused."""
+    try:
+        raw = read_flat(path)
+        held = to_dataset(raw, About(card.id))
+    except DataError as error:
+        raise DataError(f"{error} (or make it anew: --force)") from error
+    if not make.made(raw.attributes.get("recipe", "")):
+        raise DataError(
+            f"{path}: recipe: exists already and was not made as the card of {card.id} says; "
+            "replace it by --force, or choose another place by --to"
+        )
+    good, text = make.verdict(card, _digests(held), held.stats["return_mean"])
+    say(f"{card.id}: is here already ({path}); --force makes it anew\n  {text}")
+    return 0 if good else 1
+
+
+def _digests(data: Dataset | Made) -> tuple[str, str]:
+    return data.fingerprint, data.fingerprint_next
+
+
+def _install(made: Made, card: Card, path: Path, say: Say) -> None:
+    """Write the file beside its place, read it back as loading does, then put it there."""
+    with staging(path, lambda: say(f"{path}: waiting for another process")) as folder:
+        staged = folder / path.name
+        try:
+            write_made(made, card, staged)
+            back = to_dataset(read_flat(staged), About(card.id))
+            if _digests(back) != _digests(made):
+                raise DataError(f"{staged}: holds other data than were made; is the disk sound?")
+        except DataError:
+            discard(staged)
+            raise
+        commit(folder, staged, path)
 
 
 def _place(card: Card, root: Path) -> Path:
     """Beside the training runs for sets that are in git; where it is looked for for others."""
     assert card.path is not None
-    kept = data_root() / "cache" in card.path.parents
-    return card.path if kept else root / card.path.name
+    return card.path if card.made else root / card.path.name
 
 
 def _make_for(args: argparse.Namespace, root: Path, say: Say) -> int:
@@ -89,7 +154,7 @@ def _make_for(args: argparse.Namespace, root: Path, say: Say) -> int:
     )
     card = card_of(wish, root, say)
     made = make_dataset(card, root, say)
-    write_made(made, card, args.to)
+    _install(made, card, args.to, say)
     facts = f"{made.stats['transitions']:,} transitions, {made.stats['episodes']:,} episodes"
     say(f"{args.to}: {facts}, mean return {made.stats['return_mean']:.1f}")
     say(f"  fingerprint {made.fingerprint}")

@@ -7,19 +7,25 @@ they are. Episodes follow from `episode`, else from ("collector", "traj_ids"), e
 Our own folders hold bench.json with what a TensorDict has no place for.
 """
 
+from __future__ import annotations
+
+import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensordict import TensorDict
 
 from bench.data.parts import Keys, join, ordered, refuse
-from bench.data.raw import Raw, column, fail, stated_env, stated_limit
+from bench.data.raw import Raw, allocate, column, fail, stated_env, stated_limit
 from bench.errors import DataError
+from bench.store.files import writing
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 FACTS = "bench.json"
 REQUIRED = ("observation", "action", "next/reward", "next/terminated")
@@ -60,25 +66,46 @@ def read_memory_map(path: Path, keys: Keys = None) -> Raw:
         valid_next=optional("valid_next"),
         env_id=stated_env(source, facts.get("env_id")),
         max_episode_steps=stated_limit(source, facts.get("max_episode_steps")),
+        attributes={key: value for key, value in facts.items() if isinstance(value, str)},
     )
 
 
 def write_memory_map(
-    path: Path, transitions: TensorDict, *, env_id: str | None, max_episode_steps: int | None = None
+    path: Path,
+    transitions: TensorDict,
+    *,
+    env_id: str | None,
+    max_episode_steps: int | None = None,
+    attributes: Mapping[str, str] | None = None,
 ) -> None:
     """Write transitions (see `Dataset`) as a folder that `TensorDict.load_memmap` reads too.
+    `attributes` records where the data comes from.
 
-    Raises `DataError` if there is something at `path` already.
+    Raises `DataError` if there is something at `path` already, `RunError` where the disk refuses.
     """
     if path.exists():
         raise DataError(f"{path}: exists already; delete it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".write-") as scratch:
-        part = Path(scratch) / "set"
-        transitions.memmap(str(part))
-        facts = {"env_id": env_id, "max_episode_steps": max_episode_steps}
-        (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        shutil.move(part, path)
+    with writing(path, transitions.bytes()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".write-") as scratch:
+            part = Path(scratch) / "set"
+            _fill(part, transitions)
+            facts = {**(attributes or {}), "env_id": env_id, "max_episode_steps": max_episode_steps}
+            (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            shutil.move(part, path)
+
+
+def _fill(folder: Path, transitions: TensorDict) -> None:
+    """Files that have their blocks before anything is written to their mapped pages: where the disk
+    is full that would kill the process."""
+    try:
+        mapped = transitions.memmap_like(str(folder))
+    except RuntimeError as error:  # torch's word for what the system refuses
+        raise OSError(errno.EIO, str(error).split("\n")[0]) from error
+    for path in folder.rglob("*.memmap"):
+        with open(path, "r+b") as file:
+            allocate(file, path.stat().st_size)
+    mapped.update_(transitions)
 
 
 def _observations(

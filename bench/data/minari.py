@@ -16,7 +16,8 @@ import numpy as np
 from bench.data.card import data_root
 from bench.data.flat import array_names, open_hdf5, read_array, readable
 from bench.data.parts import Keys, join, ordered, refuse
-from bench.data.raw import ActionSpec, Raw, fail, scratch, stated_env, stated_limit, warn
+from bench.data.raw import ActionSpec, Raw, fail, scratch, stated_env, stated_limit, unread, warn
+from bench.envs import with_options
 from bench.errors import DataError
 
 KEYS = ("observations", "actions", "rewards", "terminations", "truncations")
@@ -56,40 +57,49 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_minari(path: Path, keys: Keys = None) -> Raw:
+def read_minari(path: Path, keys: Keys = None, *, bulk: bool = True) -> Raw:
     """The columns of a Minari dataset, its episodes in order; `keys` chooses parts of observations
-    that are dictionaries.
+    that are dictionaries. Without `bulk` observations and actions are not read: `unread` arrays
+    stand for them.
 
     Raises `DataError` for damage and for what is not supported: tuples, texts, other data formats
-    than HDF5.
+    than HDF5 (`check_format`).
     """
     metadata, folder = read_metadata(path), data_folder(path)
     assert folder is not None
     source = str(folder / "main_data.hdf5")
-    if metadata.get("data_format", "hdf5") != "hdf5":
-        fail(source, "data_format", f"{metadata['data_format']} is not supported", "only hdf5 is")
+    check_format(source, metadata)
     env_id, limit = _environment(source, metadata)
     with open_hdf5(Path(source)) as file, readable(source):
         names = _episode_names(source, file)
         columns = _Columns(source, np.array([_steps(file[name]) for name in names]))
         for name in names:
-            columns.add(_episode(source, file, name, keys))
+            columns.add(_episode(source, file, name, keys, bulk))
     held = columns.held
     _check_totals(source, metadata, columns.lengths)
+    nothing = unread((len(held["rewards"]),), np.float32)
     return Raw(
         source=source,
-        observations=held["observations"],
-        actions=held["actions"],
+        observations=held.get("observations", nothing),
+        actions=held.get("actions", nothing),
         rewards=held["rewards"],
         terminated=held["terminations"],
         truncated=held["truncations"],
         lengths=columns.lengths,
-        final_observations=held["final_observations"],
+        final_observations=held.get("final_observations"),
         valid_next=_valid_next(source, metadata, columns.lengths),
         env_id=env_id,
         max_episode_steps=limit,
         actions_spec=_action_spec(metadata),
     )
+
+
+def check_format(source: str, metadata: dict[str, Any]) -> None:
+    """`DataError` for sets that are not stored as HDF5, which alone is read."""
+    if metadata.get("data_format", "hdf5") != "hdf5":
+        what = f"is {metadata['data_format']!r}, and only 'hdf5' can be read"
+        mend = "write its episodes anew where Minari is: minari.create_dataset_from_buffers"
+        fail(source, "data_format", what, mend)
 
 
 def _episode_names(source: str, file: h5py.File) -> list[str]:
@@ -113,7 +123,9 @@ def _check_totals(source: str, metadata: dict[str, Any], lengths: np.ndarray) ->
             fail(source, key, f"is {said} and the file holds {number}", mend)
 
 
-def _episode(source: str, file: h5py.File, name: str, keys: Keys) -> dict[str, np.ndarray]:
+def _episode(
+    source: str, file: h5py.File, name: str, keys: Keys, bulk: bool
+) -> dict[str, np.ndarray]:
     """The arrays of one episode of T steps: observations [T + 1, ...], the others [T, ...]."""
     group = file[name]
     if not isinstance(group, h5py.Group):
@@ -121,8 +133,9 @@ def _episode(source: str, file: h5py.File, name: str, keys: Keys) -> dict[str, n
     for key in KEYS:
         if key not in group:
             fail(source, f"{name}/{key}", "missing key", f"an episode needs {', '.join(KEYS)}")
-    arrays = {key: read_array(source, group, key) for key in KEYS[1:]}
-    arrays["observations"] = _observations(source, group, keys)
+    arrays = {key: read_array(source, group, key) for key in KEYS[1 if bulk else 2 :]}
+    if bulk:
+        arrays["observations"] = _observations(source, group, keys)
     steps = len(arrays["rewards"])
     for key, array in arrays.items():
         expected = steps + (key == "observations")
@@ -164,10 +177,12 @@ class _Columns:
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
         """The next episode."""
-        states = arrays["observations"]
-        for key, part in {**arrays, "observations": states[:-1]}.items():
-            self._place(key, self._row, part, int(self.lengths.sum()))
-        self._place("final_observations", self._episode, states[-1:], len(self.lengths))
+        for key, part in arrays.items():
+            rows = part[:-1] if key == "observations" else part
+            self._place(key, self._row, rows, int(self.lengths.sum()))
+        if "observations" in arrays:
+            last = arrays["observations"][-1:]
+            self._place("final_observations", self._episode, last, len(self.lengths))
         self._row += len(arrays["rewards"])
         self._episode += 1
 
@@ -211,20 +226,22 @@ def _action_spec(metadata: dict[str, Any]) -> ActionSpec | None:
 
 
 def _environment(source: str, metadata: dict[str, Any]) -> tuple[str | None, int | None]:
-    """Environment id and step limit; options of the environment are named in a warning."""
+    """Environment id and step limit; options of the environment that no id of ours stands for are
+    named in a warning."""
     spec = _nested(metadata, "eval_env_spec") or _nested(metadata, "env_spec")
     given = spec.get("kwargs") or {}
     if not isinstance(given, dict):
         fail(source, "env_spec", f"has the options {given!r}", "restore metadata.json")
     options = {k: v for k, v in given.items() if k != "render_mode"}
-    if options:
+    limit = spec.get("max_episode_steps") or metadata.get("bench_max_episode_steps")
+    ours = with_options(str(spec.get("id")), options, limit)
+    if options and not ours:
         warn(
             source,
             f"{spec.get('id')} was recorded with the options {options}; evaluation uses "
             "the environment's defaults",
         )
-    env_id = spec.get("id") or metadata.get("bench_env_id")
-    limit = spec.get("max_episode_steps") or metadata.get("bench_max_episode_steps")
+    env_id = ours or spec.get("id") or metadata.get("bench_env_id")
     return stated_env(source, env_id), stated_limit(source, limit)
 
 

@@ -4,12 +4,14 @@ Arrays beyond `IN_MEMORY` bytes lie in nameless files under the cache: the syste
 memory what fits, so that loading and checking a set larger than the memory works.
 """
 
+import errno
+import os
 import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
+from typing import IO, Any, NoReturn
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class Raw:
 
     `lengths` [episodes] is set where the format itself knows the episodes; otherwise they follow
     from the flags. `truncated` None means that the file does not say. `actions_spec` is what the
-    file says of its action space.
+    file says of its action space, `attributes` what else it says of itself, in texts.
     """
 
     source: str
@@ -56,6 +58,7 @@ class Raw:
     max_episode_steps: int | None = None
     actions_spec: ActionSpec | None = None
     single_rows: int = 0  # legacy episodes of one observation, which hold no transition
+    attributes: dict[str, str] = field(default_factory=dict)
 
 
 def blocks(rows: int) -> Iterator[slice]:
@@ -64,16 +67,49 @@ def blocks(rows: int) -> Iterator[slice]:
 
 
 def scratch(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
-    """An array to fill: in memory, or if it is larger than `IN_MEMORY`, in a nameless file."""
+    """An array to fill: in memory, or if it is larger than `IN_MEMORY`, in a nameless file.
+
+    Raises `DataError` where the disk has no room for it: a process that writes to mapped pages
+    without one is killed.
+    """
     dtype = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if size <= IN_MEMORY:
         return np.empty(shape, dtype)
     folder = data_root() / "cache"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.truncate(size)
-        return np.memmap(file, dtype, "r+", shape=shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            allocate(file, size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {size:,} bytes are needed there for an array that is larger than "
+            f"{IN_MEMORY:,} ({error.strerror or error}); free space, or make the folder a link "
+            "to another disk"
+        ) from error
+
+
+def allocate(file: IO[bytes], size: int) -> None:
+    """Give a new file its blocks on disk, by the system's call where there is one, else by writing.
+    `OSError` where there is no room."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # macOS
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+    nothing = bytes(min(size, 1 << 24))
+    for start in range(0, size, len(nothing)):
+        file.write(nothing[: size - start])
+    file.flush()
+
+
+def unread(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """Stands for an array that nobody looks at; takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def fail(source: str, key: str, what: str, mend: str) -> NoReturn:

@@ -4,7 +4,7 @@ import csv
 from functools import lru_cache
 from pathlib import Path
 
-from bench.data.card import Reference, data_root
+from bench.data.card import Reference, shipped_root
 from bench.data.envs import ADROIT
 from bench.errors import ConfigError
 
@@ -41,7 +41,7 @@ def d4rl_reference(
         return None
     if horizon is not None and horizon != D4RL_HORIZONS.get(family, horizon):
         return None
-    table = _table(data_root() / "cards" / "reference_scores.csv")
+    table = _table(shipped_root() / "cards" / "reference_scores.csv")
     exact = table.get(f"d4rl/{env_id}")
     found = {exact} if exact else {v for k, v in table.items() if _family(k) == family}
     if len(found) != 1:

@@ -86,16 +86,29 @@ def _observations(observations: dict[str, Any]) -> str:
 
 
 def _reference(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    reference = facts["reference"]
-    if not reference:
-        return []
-    score, within = (
-        facts["normalized_behaviour_score"],
-        facts["normalized_score_within_horizon"],
-    )
-    cut = "" if score == within else f", {within:z.1f} within the horizon"
-    text = f"random {reference[0]:g}, expert {reference[1]:g}: the data scores {score:z.1f}{cut}"
-    return [("reference", text), ("", facts["reference_source"])]
+    reference, behaviour = facts["reference"], facts["behaviour"]
+    rows = []
+    if reference:
+        ends = f"random {reference[0]:g}, expert {reference[1]:g}"
+        score = "" if behaviour else f": the data scores {_scores(facts)}"
+        rows += [("reference", ends + score), ("", facts["reference_source"])]
+    if behaviour:
+        rows += [("behaviour", behaviour["note"]), ("", _evaluated(facts))]
+    return rows
+
+
+def _scores(facts: dict[str, Any]) -> str:
+    score, within = facts["normalized_behaviour_score"], facts["normalized_score_within_horizon"]
+    return f"{score:z.1f}" + ("" if score == within else f", {within:z.1f} within the horizon")
+
+
+def _evaluated(facts: dict[str, Any]) -> str:
+    """What evaluations of the policy behind the data gave."""
+    behaviour, score = facts["behaviour"], facts["normalized_behaviour_score"]
+    if behaviour["mean_return"] is None:
+        return "its score in evaluations was not measured"
+    normalized = "" if score is None else f", which scores {score:z.1f}"
+    return f"evaluations return {behaviour['mean_return']:z.1f}{normalized}: {behaviour['source']}"
 
 
 def _source(card: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -103,6 +116,8 @@ def _source(card: dict[str, Any] | None) -> list[tuple[str, str]]:
     if card is None:
         return []
     rows = [("licence", card["licence"])]
+    if card["licence_source"]:
+        rows.append(("", card["licence_source"]))
     if card["recorded_in"]:
         rows.append(("recorded in", card["recorded_in"]))
     rows += [("before use", f"{who}: {what}") for who, what in card["preprocessing"].items()]

@@ -14,7 +14,9 @@ import requests
 from bench.data import hub
 from bench.data.fetch import TIMEOUT, Meter, Wanted, fetch
 from bench.data.lockfile import Entry
-from bench.data.unpack import is_archive, unpack
+from bench.data.minari import check_format, read_metadata
+from bench.data.staging import discard
+from bench.data.unpack import MARK, is_archive, unpack
 from bench.errors import DataError
 
 
@@ -84,8 +86,20 @@ class Job:
             commit = hub.revision(wish.minari, mirror, self.session)
             wanted = hub.listing(wish.minari, commit, mirror, self.session)
         _keep_only(self.content, {self.content / one.name for one in wanted})
+        _check_space(self.content, wanted)
+        self._fetch([one for one in wanted if one.name == MARK], self.content)
+        self._check_format()
         self._fetch(wanted, self.content)
         return f"{hub.endpoint(mirror)}/datasets/{hub.place(wish.minari)[0]}", commit
+
+    def _check_format(self) -> None:
+        """By its metadata, which come first: what could not be read is not downloaded."""
+        try:
+            if (self.content / MARK).exists():
+                check_format(self.wish.id, read_metadata(self.content))
+        except DataError as error:
+            discard(self.content)
+            raise DataError(f"{error} (nothing else was downloaded)") from error
 
     def _locked(self, name: str, commit: str) -> Wanted:
         address = hub.address(self.wish.minari, commit, name, self.options.mirror)

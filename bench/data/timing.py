@@ -76,6 +76,8 @@ def measure(ref: str, setup: str = "") -> dict[str, Any]:
 
 def load_once(ref: str) -> None:
     """What the measured process does."""
+    import tensordict  # noqa: F401 (loading would import it)
+
     from bench.data import load
 
     warnings.simplefilter("ignore")

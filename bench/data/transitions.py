@@ -1,12 +1,12 @@
 """From raw columns to transitions: episodes, next observations, clipped actions."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from tensordict import TensorDict
 
 from bench.data import envs
 from bench.data.raw import (
@@ -22,6 +22,9 @@ from bench.data.raw import (
     scratch,
     warn,
 )
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 COUNTS = (
     "converted_arrays",  # to float32
@@ -43,9 +46,17 @@ class Episodes:
 
 
 def to_transitions(
-    raw: Raw, info: envs.EnvInfo | None = None, *, strict: bool = False
+    raw: Raw,
+    info: envs.EnvInfo | None = None,
+    *,
+    limit: int | None = None,
+    strict: bool = False,
 ) -> tuple[TensorDict, ActionSpec, Counter[str]]:
-    """The TensorDict of a `Dataset`, its action space, and what was counted on the way."""
+    """The TensorDict of a `Dataset`, its action space, and what was counted on the way.
+
+    `limit` is the step limit that the data was recorded with, for files that neither record
+    timeouts nor name it; without one it is the environment's.
+    """
     _check_lengths(raw)
     counts = Counter(dict.fromkeys(COUNTS, 0))
     if raw.single_rows:
@@ -55,9 +66,18 @@ def to_transitions(
     _check_width(raw, info, observations.shape[1:])
     actions, spec = _actions(raw, info, counts, strict)
     rewards = float_column(raw.source, "rewards", raw.rewards, counts)
-    episodes = _episodes(raw, info, counts, strict)
+    episodes = _episodes(raw, limit or (info.limit if info else None), counts, strict)
     following, valid = _next_observations(raw, observations, episodes, counts)
     return _tensordict(observations, actions, rewards, episodes, following, valid), spec, counts
+
+
+def lengths_and_returns(raw: Raw, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Of each episode, [episodes], from rewards and flags alone; `limit` as above."""
+    _check_lengths(raw)
+    counts: Counter[str] = Counter()
+    rewards = float_column(raw.source, "rewards", raw.rewards, counts)
+    lengths = _episodes(raw, limit, counts, strict=False).lengths
+    return lengths, np.add.reduceat(rewards, np.cumsum(lengths) - lengths, dtype=np.float64)
 
 
 def _check_lengths(raw: Raw) -> None:
@@ -115,10 +135,10 @@ def _published_bounds(raw: Raw) -> ActionSpec | None:
     return ActionSpec(low=-ones, high=ones)
 
 
-def _episodes(raw: Raw, info: envs.EnvInfo | None, counts: Counter[str], strict: bool) -> Episodes:
+def _episodes(raw: Raw, limit: int | None, counts: Counter[str], strict: bool) -> Episodes:
     terminated = flag_column(raw.source, "terminals", raw.terminated)
     if raw.truncated is None:
-        truncated = _assumed_timeouts(raw, terminated, info, counts, strict)
+        truncated = _assumed_timeouts(raw, terminated, limit, counts, strict)
     else:
         truncated = flag_column(raw.source, "timeouts", raw.truncated)
     lengths = raw.lengths
@@ -145,12 +165,12 @@ def _lengths(done: np.ndarray) -> np.ndarray:
 def _assumed_timeouts(
     raw: Raw,
     terminated: np.ndarray,
-    info: envs.EnvInfo | None,
+    limit: int | None,
     counts: Counter[str],
     strict: bool,
 ) -> np.ndarray:
     """Timeouts every `limit` steps after a terminal, for files that do not record them."""
-    limit = raw.max_episode_steps or (info.limit if info else None)
+    limit = raw.max_episode_steps or limit
     truncated = np.zeros_like(terminated)
     if limit is None:
         what = "is missing and no step limit is known, so only terminals end an episode"
@@ -225,6 +245,9 @@ def _tensordict(
     following: np.ndarray,
     valid: np.ndarray,
 ) -> TensorDict:
+    import torch
+    from tensordict import TensorDict
+
     n, lengths = len(observations), episodes.lengths
     starts = np.cumsum(lengths) - lengths
     ending = {"terminated": episodes.terminated, "truncated": episodes.truncated}

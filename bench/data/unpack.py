@@ -1,20 +1,26 @@
-"""Archives and file names from elsewhere: nothing is written outside the folder it is meant for."""
+"""Archives and file names from elsewhere: nothing is written outside the folder it is meant for,
+and memory does not grow with what an archive says of itself."""
 
+import bz2
+import gzip
 import lzma
 import re
 import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from bench.errors import DataError
 from bench.store.files import writing
 
+MARK = "data/metadata.json"  # in the folder of every Minari dataset
 MANY_FILES = 10_000
+HEADERS = 4 << 20  # bytes of a zip's list of files, or of what a tar says of one file
 RATIO = 200  # unpacked to packed: HDF5 of mostly zeros reaches 100
 SMALL = 100 << 20  # bytes that are no bomb, whatever the ratio
 _DAMAGE = (
@@ -34,7 +40,10 @@ def checked_name(source: str, name: object) -> str:
 
 def is_archive(path: Path) -> bool:
     try:
-        return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+        if _is_zip(path):
+            return True
+        with _decompressed(path) as file, tarfile.open(fileobj=file, mode="r:"):
+            return True
     except _DAMAGE:
         return False
 
@@ -42,30 +51,42 @@ def is_archive(path: Path) -> bool:
 def unpack(archive: Path, target: Path) -> None:
     """Write what an archive (zip or tar) holds of one Minari dataset to `target/data/...`.
 
-    The dataset's folder may lie anywhere in it; other files are left out. Raises `DataError` for
-    unsafe names, links and devices, and for archives that unpack to far more than they are.
+    The dataset's folder, the one with `data/metadata.json`, may lie anywhere in it; what is not in
+    its `data` is left out. Raises `DataError` for unsafe names, links and devices, for archives
+    that unpack to far more than they are, and for none or several datasets.
     """
-    limit = max(SMALL, RATIO * archive.stat().st_size)
+    prefix = _root(archive, _names(archive)) + "data/"
     with _members(archive) as members:
-        prefix, written = None, 0
-        for count, (name, size, content) in enumerate(members):
-            if count >= MANY_FILES:
-                _refuse(archive, f"holds more than {MANY_FILES:,} files")
-            written += size
-            if written > limit:
+        for name, size, content in members:
+            if name.startswith(prefix):
+                _write(content, target / "data" / name.removeprefix(prefix), size)
+
+
+def _names(archive: Path) -> list[str]:
+    """Of all files. Nothing was written when one is refused."""
+    names: list[str] = []
+    room = limit = max(SMALL, RATIO * archive.stat().st_size)
+    with _members(archive) as members:
+        for name, size, _ in members:
+            names.append(name)
+            room -= size
+            if room < 0:
                 _refuse(archive, f"unpacks to more than {limit:,} bytes, {RATIO} times its size")
-            before, found, rest = f"/{name}".partition("/data/")
-            if not found:
-                continue
-            if prefix not in (None, before):
-                _refuse(archive, f"holds several datasets ({prefix[1:]!r}, {before[1:]!r})")
-            prefix = before
-            path = target / "data" / rest
-            if path.exists():
-                _refuse(archive, f"holds {name!r} twice")
-            _write(content, path, size)
-    if not (target / "data" / "metadata.json").is_file():
-        _refuse(archive, "holds no Minari dataset (a folder data with metadata.json)")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        _refuse(archive, f"holds {twice[0]!r} twice")
+    return names
+
+
+def _root(archive: Path, names: list[str]) -> str:
+    """The only dataset's folder, with a slash behind it; empty if that is the archive's own."""
+    found = [name.removesuffix(MARK) for name in names if f"/{name}".endswith(f"/{MARK}")]
+    if not found:
+        held = ", ".join(map(repr, names[:3])) or "nothing"
+        _refuse(archive, f"holds no Minari dataset (a folder with {MARK}) but {held}")
+    if len(found) > 1:
+        _refuse(archive, f"holds several datasets ({', '.join(map(repr, found[:3]))})")
+    return found[0]
 
 
 def _write(content: IO[bytes], path: Path, size: int) -> None:
@@ -74,22 +95,67 @@ def _write(content: IO[bytes], path: Path, size: int) -> None:
         shutil.copyfileobj(content, file, 1 << 20)
 
 
+class _Bounded:
+    """A file that gives out no more than `left` bytes until it is told how many more may come."""
+
+    def __init__(self, archive: Path, file: IO[bytes]) -> None:
+        self.archive, self.file, self.left = archive, file, HEADERS
+
+    def read(self, size: int | None = -1) -> bytes:
+        most = self.left + 1
+        data = self.file.read(most if size is None or size < 0 else min(size, most))
+        self.left -= len(data)
+        if self.left < 0:
+            _refuse(self.archive, f"says more than {HEADERS:,} bytes about its files")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+_ANY = 1 << 62  # bytes: read as a file's content, in parts
+
+
+@contextmanager
+def _decompressed(archive: Path) -> Iterator[Any]:
+    """Of a tar."""
+    kinds: dict[bytes, Callable[..., Any]] = {
+        b"\x1f\x8b": gzip.open,
+        b"BZh": bz2.open,
+        b"\xfd7zXZ": lzma.open,
+    }
+    with open(archive, "rb") as file:
+        start = file.read(6)
+    opened = next((kind for magic, kind in kinds.items() if start.startswith(magic)), open)
+    with opened(archive, "rb") as file:
+        yield _Bounded(archive, file)
+
+
+def _is_zip(archive: Path) -> bool:
+    with open(archive, "rb") as file:
+        return zipfile.is_zipfile(file)
+
+
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
     """Name, size and content of every file, read in order; damage becomes `DataError`."""
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as opened:
-                yield _zip_members(archive, opened)
+        if _is_zip(archive):
+            with open(archive, "rb") as plain:
+                bounded: Any = _Bounded(archive, plain)
+                with zipfile.ZipFile(bounded) as opened:
+                    bounded.left = _ANY
+                    yield _zip_members(archive, opened)
         else:
-            with tarfile.open(archive, "r:*") as opened:
-                yield _tar_members(archive, opened)
+            with _decompressed(archive) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+                yield _tar_members(archive, opened, file)
     except _DAMAGE as error:
         _refuse(archive, f"is damaged or of an unknown kind ({error})")
 
 
 def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[tuple[str, int, IO[bytes]]]:
-    for info in opened.infolist():
+    for count, info in enumerate(opened.infolist()):
+        _check_count(archive, count)
         if info.is_dir():
             checked_name(str(archive), info.filename.rstrip("/"))
             continue
@@ -101,25 +167,41 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[tuple[str, 
             yield name, info.file_size, content
 
 
-def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:
-    for info in opened:
-        if info.isdir() and info.name == ".":
-            continue
-        name = checked_name(str(archive), info.name.removeprefix("./"))
-        if info.isdir():
-            continue
-        content = opened.extractfile(info) if info.isreg() else None
-        if content is None:
-            _refuse(archive, f"{name!r} is a link or a device")
-        yield name, info.size, content
-    _read_to_the_end(archive, opened)
+def _tar_members(
+    archive: Path, opened: tarfile.TarFile, file: _Bounded
+) -> Iterator[tuple[str, int, IO[bytes]]]:
+    for count, info in enumerate(opened):
+        _check_count(archive, count)
+        if info.size < 0:
+            _refuse(archive, "is damaged (a file of negative size)")
+        if not (info.isdir() and info.name == "."):
+            name = checked_name(str(archive), info.name.removeprefix("./"))
+            if not info.isdir():
+                file.left = _ANY
+                yield name, info.size, _tar_content(archive, opened, info, name)
+        file.left = HEADERS
+    file.left = _ANY
+    _read_to_the_end(archive, file)
 
 
-def _read_to_the_end(archive: Path, opened: tarfile.TarFile) -> None:
+def _tar_content(
+    archive: Path, opened: tarfile.TarFile, info: tarfile.TarInfo, name: str
+) -> IO[bytes]:
+    content = opened.extractfile(info) if info.isreg() else None
+    if content is None:
+        _refuse(archive, f"{name!r} is a link or a device")
+    return content
+
+
+def _check_count(archive: Path, count: int) -> None:
+    if count >= MANY_FILES:
+        _refuse(archive, f"holds more than {MANY_FILES:,} files")
+
+
+def _read_to_the_end(archive: Path, file: _Bounded) -> None:
     """A tar ends before its gzip does, whose checksum comes last."""
-    assert opened.fileobj is not None
     for _ in range(SMALL >> 20):
-        if not opened.fileobj.read(1 << 20):
+        if not file.read(1 << 20):
             return
     _refuse(archive, "goes on behind its end")
 

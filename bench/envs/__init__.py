@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import io
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,14 +17,35 @@ if TYPE_CHECKING:
 
 # Environments of packages that need not be installed, by the module that brings them.
 _PACKAGES = {
-    "gymnasium_robotics": "AdroitHand|FrankaKitchen|AntMaze|PointMaze|Fetch|HandReach",
+    "gymnasium_robotics": "AdroitHand|(bench/)?FrankaKitchen|AntMaze|PointMaze|Fetch|HandReach",
     "ale_py": "ALE/",
     "minigrid": "MiniGrid-|BabyAI-",
 }
-_OURS = {
-    "bench/TwoStep-v0": "bench.envs.two_step:TwoStep",
-    "bench/PixelPendulum-v0": "bench.envs.pixels:pendulum",
+
+
+def _kitchen(limit: int, tasks: Sequence[str]) -> dict[str, Any]:
+    """FrankaKitchen-v1 as Minari recorded in it: with four subtasks, each of which pays 1 at every
+    step at which it is done, and all of which together do not end the episode."""
+    kept = {"remove_task_when_completed": False, "terminate_on_tasks_completed": False}
+    return {
+        "entry_point": "gymnasium_robotics.envs.franka_kitchen:KitchenEnv",
+        "max_episode_steps": limit,
+        "kwargs": {"tasks_to_complete": list(tasks), **kept},
+    }
+
+
+_SLIDE = ("microwave", "kettle", "light switch", "slide cabinet")
+_BURNER = ("microwave", "kettle", "bottom burner", "light switch")
+_OURS: dict[str, dict[str, Any]] = {  # what gymnasium.register takes
+    "bench/TwoStep-v0": {"entry_point": "bench.envs.two_step:TwoStep"},
+    "bench/PixelPendulum-v0": {"entry_point": "bench.envs.pixels:pendulum"},
+    "bench/FrankaKitchen-complete-v1": _kitchen(280, _SLIDE),
+    "bench/FrankaKitchen-partial-v1": _kitchen(450, _SLIDE),
+    "bench/FrankaKitchen-mixed-v1": _kitchen(450, _BURNER),
 }
+# These pay for the distance between palm and object, which D4RL charges (their pull request 220).
+_WRONG_SIGN = r"AdroitHand(Door|Hammer|Relocate)-v1"
+_WRONG_FROM, _WRONG_TO = (1, 2, 1), (1, 4, 2)
 
 
 def register(env_id: str) -> None:
@@ -28,13 +53,47 @@ def register(env_id: str) -> None:
     import gymnasium
 
     if env_id.startswith("bench/"):
-        for name, place in _OURS.items():
+        for name, facts in _OURS.items():
             if name not in gymnasium.registry:
-                gymnasium.register(name, entry_point=place)
-        return
+                gymnasium.register(name, **facts)
     module = _module(env_id)
     if module and importlib.util.find_spec(module):
-        gymnasium.register_envs(importlib.import_module(module))
+        gymnasium.register_envs(_imported(module))
+
+
+def _imported(module: str) -> Any:
+    """The module, without what gymnasium-robotics says of three of its environments whenever it is
+    imported (:func:`caution` says it of those only)."""
+    with redirect_stderr(io.StringIO()) as said:
+        found = importlib.import_module(module)
+    for line in said.getvalue().splitlines():
+        if not line.startswith("AdroitHand"):
+            print(line, file=sys.stderr)
+    return found
+
+
+def caution(env_id: str) -> str:
+    """What is wrong with an environment in the version that is installed; empty if nothing is
+    known."""
+    if not re.fullmatch(_WRONG_SIGN, env_id):
+        return ""
+    version = importlib.metadata.version("gymnasium-robotics")
+    if not _WRONG_FROM <= tuple(map(int, re.findall(r"\d+", version)[:3])) <= _WRONG_TO:
+        return ""
+    return (
+        f"{env_id} of gymnasium-robotics {version} pays for the distance between palm and object, "
+        "which D4RL charges: evaluations return too much, up to about 0.2 per metre and step"
+    )
+
+
+def with_options(env_id: str, options: Mapping[str, Any], limit: Any) -> str | None:
+    """Our name for an environment that is made with these options and this limit of steps."""
+    base = f"bench/{re.sub(r'-v[0-9]+$', '', env_id)}-"
+    for name, facts in _OURS.items():
+        wanted = (facts.get("kwargs"), facts.get("max_episode_steps"))
+        if name.startswith(base) and wanted == (options, limit):
+            return name
+    return None
 
 
 def package(env_id: str) -> str | None:

@@ -2,113 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import TensorDict
 from torch import Tensor
 
+from bench.engine.sampling import Sampler
 from bench.engine.trace import trace_policy
 from bench.engine.trainer import Trainer, stream_seed
 from bench.errors import ConfigError
 from bench.evaluate import Evaluator, make_env
+from bench.online.replay import Replay, problem_of, take_step, uniform_action
 from bench.policies import MarkovPolicy
 from bench.recipe import Explore, Problem, Recipe
 from bench.store import atomic_write, load_checkpoint, save_checkpoint
-from rlobj.specs import Bounded, Categorical
+from rlobj.specs import Categorical
 
-_EXPLORATION_STREAM = 3
-_BATCH: dict[NestedKey, str] = {  # entries of a batch by column
-    "observation": "observation",
-    "action": "action",
-    ("next", "observation"): "next_observation",
-    ("next", "reward"): "reward",
-    ("next", "terminated"): "terminated",
-    ("next", "done"): "done",
-}
-
-
-class Replay:
-    """Every transition seen, in order; batches are uniform over those so far.
-
-    Args:
-        capacity: rows to make room for at once; more are made as they come.
-        problem: numbered actions are kept as floats ``[n]``, others as ``[n, a]``.
-    """
-
-    @property
-    def keys(self) -> Sequence[NestedKey]:
-        return tuple(_BATCH)
-
-    def __init__(self, capacity: int, problem: Problem, batch_size: int = 1) -> None:
-        self.batch_size, self.size = batch_size, 0
-        seen: tuple[int, ...] = (problem.observation,)
-        wide = {"observation": seen, "action": problem.space.shape, "next_observation": seen}
-        wide |= dict.fromkeys(("reward", "terminated", "truncated"), (1,))
-        self.data = {k: torch.zeros(capacity, *shape) for k, shape in wide.items()}
-
-    def make_room(self, rows: int) -> None:
-        """Grow to at least ``rows``, keeping what is there."""
-        missing = rows - len(self.data["reward"])
-        if missing > 0:
-            more = max(missing, 1000)
-            self.data = {
-                k: torch.cat([v, torch.zeros(more, *v.shape[1:])]) for k, v in self.data.items()
-            }
-
-    def add(self, **row: Any) -> None:
-        self.make_room(self.size + 1)
-        for key, value in row.items():
-            self.data[key][self.size] = torch.as_tensor(value, dtype=torch.float32)
-        self.size += 1
-
-    def nbytes(self, indices: int) -> int:
-        return sum(column.nbytes for column in self.data.values())
-
-    def draw(self, generator: torch.Generator, steps: int) -> Tensor:
-        return torch.rand((steps, self.batch_size), generator=generator, dtype=torch.float64)
-
-    def leaves(self, index: Tensor) -> list[Tensor]:
-        rows = (index * max(self.size, 1)).long()
-        part = {k: v[rows] for k, v in self.data.items()}
-        part["done"] = torch.maximum(part["terminated"], part["truncated"])
-        return [part[column] for column in _BATCH.values()]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """What was seen so far as numpy arrays ``[size, ...]``."""
-        return {k: v[: self.size].numpy() for k, v in self.data.items()}
-
-
-def problem_of(env: Any) -> Problem:
-    """Sizes and action space of an environment.
-
-    Raises:
-        ConfigError: when its observations are no vector, or its actions neither a box of vectors
-            nor numbered from 0.
-    """
-    seen, actions = env.observation_space, env.action_space
-    name = env.spec.id if env.spec else env
-    if seen.shape is None or len(seen.shape) != 1:
-        raise ConfigError(f"{name}: observations {seen} are no vector: nothing here trains on them")
-    width = int(seen.shape[0])
-    if hasattr(actions, "n") and getattr(actions, "start", None) == 0:
-        return Problem(width, Categorical(int(actions.n)))
-    if hasattr(actions, "low") and len(actions.shape) == 1:
-        return Problem(width, Bounded(torch.as_tensor(actions.low), torch.as_tensor(actions.high)))
-    raise ConfigError(f"{name}: actions {actions} are neither a vector nor numbered from 0")
-
-
-def uniform_action(problem: Problem, rng: np.random.Generator) -> np.ndarray | int:
-    """A uniformly random action."""
-    if isinstance(problem.space, Categorical):
-        return int(rng.integers(problem.n_actions))
-    spec = problem.action
-    u = torch.as_tensor(rng.random(spec.shape[0]), dtype=torch.float32)
-    return (spec.low + (spec.high - spec.low) * u).numpy()
+EXPLORATION_STREAM = 3
 
 
 def explorer(recipe: Recipe, hp: Any, problem: Problem) -> Explore:
@@ -119,6 +34,8 @@ def explorer(recipe: Recipe, hp: Any, problem: Problem) -> Explore:
     """
     if recipe.explore is None:
         raise ConfigError(f"{recipe.name} cannot train in an environment: choose another")
+    if getattr(hp, "n_step", 1) != 1:
+        raise ConfigError(f"n_step={hp.n_step}: is for data on disk; leave it out online")
     if recipe.discrete != isinstance(problem.space, Categorical):
         kinds = ("continuous", "discrete")
         raise ConfigError(
@@ -129,17 +46,17 @@ def explorer(recipe: Recipe, hp: Any, problem: Problem) -> Explore:
 
 
 @dataclass
-class Collection:
-    """One seed training online in one environment, resumable at episode ends.
+class Training:
+    """One seed training online in one environment; what is left open is how it acts and updates.
 
     Args:
-        recipe, hp: a recipe that can explore and its hyper-parameters.
+        recipe, hp: an algorithm that can explore and its hyper-parameters.
         folder: checkpoints, policy snapshots and the learning curve go here.
-        steps: environment steps; one update per step after ``hp.start_steps``.
+        steps: environment steps.
         interval: steps between snapshots (each evaluated on ten episodes).
     """
 
-    recipe: Recipe
+    recipe: Any
     hp: Any
     env_id: str
     seed: int
@@ -150,12 +67,12 @@ class Collection:
     def __post_init__(self) -> None:
         self.env = make_env(self.env_id)
         self.problem = problem_of(self.env)
-        self.explore = explorer(self.recipe, self.hp, self.problem)
-        self.replay = Replay(self.steps, self.problem, self.hp.batch_size)
+        self.explore = self._explorer()
+        self.replay = Replay(self.steps, self.problem, getattr(self.hp, "batch_size", 1))
         self.trainer = Trainer(
             lambda: self.recipe.build(self.hp, self.problem),
             [self.seed],
-            self.replay,
+            self._sampler(),
             total_steps=self.steps,
         )
         loss, tensors = self.trainer.agent.loss, self.trainer.tensors
@@ -165,13 +82,31 @@ class Collection:
         self.policy = MarkovPolicy(self.trainer.agent, tensors, self.problem, 10)
         self.episode = 0
         self.curve: list[list[float]] = []  # (step, mean return, sd)
-        self._load()
-
-    def _load(self) -> None:
         found = load_checkpoint(self.folder)
-        if found is None:
-            return
-        step, tensors, meta = found
+        if found is not None:
+            self._restore(*found)
+
+    @property
+    def program(self) -> str:
+        """The module whose imports are the code that trains, besides the recipe's."""
+        return "bench.online.collect"
+
+    def _explorer(self) -> Explore:
+        raise NotImplementedError
+
+    def _sampler(self) -> Sampler:
+        """What updates train on."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """Act, and update; stop where training can be saved."""
+        raise NotImplementedError
+
+    def _more(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts that a checkpoint needs besides replay, trainer, episode and curve."""
+        return {}, {}
+
+    def _restore(self, step: int, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> None:
         self.replay.make_room(step)  # a longer run than asked for may exist
         self.replay.size = step
         for key, column in self.replay.data.items():
@@ -183,7 +118,8 @@ class Collection:
         tensors = {f"replay.{k}": v[: self.replay.size] for k, v in self.replay.data.items()}
         tensors.update(self.trainer.state())
         meta = {"updates": self.trainer.step, "episode": self.episode, "curve": self.curve}
-        save_checkpoint(self.folder, self.replay.size, tensors, meta)
+        also, facts = self._more()
+        save_checkpoint(self.folder, self.replay.size, tensors | also, meta | facts)
 
     def _observed(self, observation: np.ndarray, rng: np.random.Generator, step: int) -> TensorDict:
         drawn = {"observation": observation, "noise": self.explore.draw(rng, step)}
@@ -194,39 +130,13 @@ class Collection:
         self, observation: np.ndarray, rng: np.random.Generator, step: int
     ) -> np.ndarray | int:
         """What the current policy does at an environment step, its noise drawn from ``rng``."""
-        action = self._act(self._observed(observation, rng, step)).reshape(-1).numpy()
-        return int(action[0]) if self.recipe.discrete else action
+        return self.executed(self._act(self._observed(observation, rng, step)).reshape(-1).numpy())
 
-    def _action(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray | int:
-        if self.replay.size >= self.hp.start_steps:
-            return self.sample_action(observation, rng, self.replay.size)
-        return uniform_action(self.problem, rng)
+    def executed(self, action: np.ndarray) -> np.ndarray | int:
+        """What the environment gets for an action ``[a]`` of the policy."""
+        return int(action[0]) if isinstance(self.problem.space, Categorical) else action
 
-    def _run_episode(self) -> None:
-        start = stream_seed(self.seed, _EXPLORATION_STREAM, self.episode)
-        rng = np.random.default_rng(start)
-        observation, _ = self.env.reset(seed=start % 2**31)
-        ended = False
-        while not ended:  # to the end even past the last step, so that longer runs start alike
-            action = self._action(observation, rng)
-            following, reward, terminated, truncated, _ = self.env.step(action)
-            self.replay.add(
-                observation=observation,
-                action=action,
-                reward=reward,
-                terminated=terminated,
-                truncated=truncated,
-                next_observation=following,
-            )
-            observation, ended = following, terminated or truncated
-            if self.replay.size > self.hp.start_steps:
-                self.trainer.update()
-            if self.replay.size % self.interval == 0:
-                self._snapshot()
-        self.episode += 1
-
-    def _snapshot(self) -> None:
-        step = self.replay.size
+    def _snapshot(self, step: int) -> None:
         rollouts = self.evaluator.run(self.policy, step)
         self.curve.append([step, float(rollouts.returns.mean()), float(rollouts.returns.std())])
         acting = {k: self.trainer.tensors[k][0] for k in self._act.reads}
@@ -250,12 +160,46 @@ class Collection:
             self.trainer.tensors[name][0].copy_(value)
 
     def run(self, report: Callable[[int, list], None] | None = None, every: int = 25_000) -> None:
-        """Train to the last step, saving at the first episode end after each ``every`` steps."""
+        """Train to the last step, saving at the first chance after each ``every`` steps."""
         due = self.replay.size + every
         while self.replay.size < self.steps:
-            self._run_episode()
+            self._advance()
             if self.replay.size >= due or self.replay.size >= self.steps:
                 self._save()
                 due = self.replay.size + every
             if report is not None:
                 report(self.replay.size, self.curve)
+
+
+@dataclass
+class Collection(Training):
+    """Off-policy: an update per step after ``hp.start_steps``, on everything seen so far. It can be
+    resumed at episode ends."""
+
+    def _explorer(self) -> Explore:
+        return explorer(self.recipe, self.hp, self.problem)
+
+    def _sampler(self) -> Sampler:
+        return self.replay
+
+    def _action(self, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray | int:
+        if self.replay.size >= self.hp.start_steps:
+            return self.sample_action(observation, rng, self.replay.size)
+        return uniform_action(self.problem, rng)
+
+    def _advance(self) -> None:
+        """One episode."""
+        start = stream_seed(self.seed, EXPLORATION_STREAM, self.episode)
+        rng = np.random.default_rng(start)
+        observation, _ = self.env.reset(seed=start % 2**31)
+        ended = False
+        while not ended:  # to the end even past the last step, so that longer runs start alike
+            action = self._action(observation, rng)
+            row = take_step(self.env, observation, action)
+            self.replay.add(**row)
+            observation, ended = row["next_observation"], row["terminated"] or row["truncated"]
+            if self.replay.size > self.hp.start_steps:
+                self.trainer.update()
+            if self.replay.size % self.interval == 0:
+                self._snapshot(self.replay.size)
+        self.episode += 1

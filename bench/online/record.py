@@ -10,7 +10,8 @@ import numpy as np
 from bench.engine.trainer import stream_seed
 from bench.errors import ConfigError
 from bench.evaluate import make_env
-from bench.online.collect import Collection, Replay, problem_of
+from bench.online.collect import Training
+from bench.online.replay import Replay, problem_of, take_step
 from rlobj.specs import Categorical
 
 _ROLLOUT_STREAM, _RANDOM_STREAM = 4, 5
@@ -36,7 +37,7 @@ def random_play(env_id: str, rows: int, seed: int) -> dict[str, np.ndarray]:
     return episodes(env, rows, seed, _RANDOM_STREAM, number if discrete else vector)
 
 
-def snapshot_play(run: Collection, snapshot: int, rows: int) -> dict[str, np.ndarray]:
+def snapshot_play(run: Training, snapshot: int, rows: int) -> dict[str, np.ndarray]:
     """Episodes of the policy that training had after ``snapshot`` steps, exploring as it did then;
     columns as of :func:`random_play`."""
     run.load_snapshot(snapshot)
@@ -61,15 +62,8 @@ def episodes(env: Any, rows: int, seed: int, stream: int, act: Act) -> dict[str,
         ended = False
         while not ended and seen.size < rows:
             action = act(observation, rng)
-            following, reward, terminated, truncated, _ = env.step(action)
-            seen.add(
-                observation=observation,
-                action=action,
-                reward=reward,
-                terminated=terminated,
-                truncated=truncated,
-                next_observation=following,
-            )
-            observation, ended = following, terminated or truncated
+            row = take_step(env, observation, action)
+            seen.add(**row)
+            observation, ended = row["next_observation"], row["terminated"] or row["truncated"]
         episode += 1
     return seen.arrays()

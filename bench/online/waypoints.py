@@ -12,7 +12,7 @@ import numpy as np
 from bench.engine.trainer import stream_seed
 from bench.errors import ConfigError
 from bench.evaluate import make_env
-from bench.online.collect import Replay, problem_of
+from bench.online.replay import Replay, problem_of
 
 _STREAM = 6
 _GAIN, _DAMPING = 10.0, 1.0  # of the distance and of the speed, D4RL's waypoint_controller.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from bench.engine.sampling import TransitionSampler
 from bench.recipe import Problem
 from rlobj import LossModule
 from rlobj.modules import deterministic_sample
+
+
+@dataclass(frozen=True)
+class MultiStep:
+    """What recipes have in common whose targets bootstrap from the next observation: how many of
+    the data's rewards stand before it. The papers' own is 1; behind it the actions are the data's,
+    without correction, as in Rainbow (Hessel et al. 2018, arXiv:1710.02298)."""
+
+    n_step: int = 1
+
 
 TRANSITION_KEYS = (
     "observation",

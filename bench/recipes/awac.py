@@ -11,13 +11,13 @@ from torch import Tensor
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import distribution_mode, scaled_table, transition_sampler
+from bench.recipes._common import MultiStep, distribution_mode, scaled_table, transition_sampler
 from rlobj import LossModule
 from rlobj.awac import AWACLoss
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Nair et al. 2020 (arXiv:2006.09359) as CORL runs it, which is another algorithm than the
     "AWAC" of the IQL paper's table: 79 points against 50 on the mean of the gym-mujoco sets. CORL
     clips the policy's samples to the bounds before the critics see them; here they are not."""

@@ -11,12 +11,12 @@ from torch import Tensor
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import distribution_mode, scaled_table, transition_sampler
+from bench.recipes._common import MultiStep, distribution_mode, scaled_table, transition_sampler
 from rlobj import CQLLoss, LossModule
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Kumar et al. 2020 (arXiv:2006.04779), appendix F, with the penalty weight and the policy's
     learning rate that CORL uses for gym-mujoco (the authors' README recommends a weight of 5 or
     10 without Lagrange)."""

@@ -12,12 +12,12 @@ from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Explore, Problem, Recipe
 from bench.recipes import td3
-from bench.recipes._common import actor_output, plain_table, transition_sampler
+from bench.recipes._common import MultiStep, actor_output, plain_table, transition_sampler
 from rlobj import DDPGLoss, LossModule
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Sizes and rates of Lillicrap et al. 2015 (arXiv:1509.02971), section 7. Unlike there: no
     batch normalisation, the critic reads actions in its first layer, torch's initialisation, actor
     and critic step at the same parameters, and Gaussian exploration (Fujimoto et al. 2018)."""

@@ -12,12 +12,12 @@ from bench import nets
 from bench.engine.agent import Agent
 from bench.recipe import Problem, Recipe
 from bench.recipes import dqn
-from bench.recipes._common import plain_table, transition_sampler
+from bench.recipes._common import MultiStep, plain_table, transition_sampler
 from rlobj import DiscreteCQLLoss, LossModule
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Kumar et al. 2020 (arXiv:2006.04779), eq. 4, with the weight of the paper's larger Atari
     sets (4 on the smallest, as in d3rlpy); sizes and rates are torchrl's for CartPole."""
 
@@ -37,9 +37,8 @@ def build(hp: Hyper, problem: Problem) -> Agent:
     loss.make_value_estimator(gamma=hp.gamma)
 
     def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
-        value, info = loss.value_loss(batch)
-        gap, _ = loss.cql_loss(batch)
-        q = info["pred_value"].mean()
+        out = loss(batch)  # one pass of the network for both terms
+        value, gap, q = (out[k] for k in ("loss_qvalue", "loss_cql", "pred_value"))
         return {"loss_qvalue": value, "loss_cql": hp.min_q_weight * gap, "gap": gap, "q": q}
 
     return dqn.agent(loss, hp, terms)

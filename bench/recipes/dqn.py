@@ -14,12 +14,12 @@ from torch import Tensor
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase, Terms
 from bench.recipe import Explore, Problem, Recipe
-from bench.recipes._common import plain_table, transition_sampler
+from bench.recipes._common import MultiStep, plain_table, transition_sampler
 from rlobj import DQNLoss, LossModule
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(MultiStep):
     """Mnih et al. 2015 (Nature 518, 529), with the sizes, rates and exploration that CleanRL
     publishes for tasks of few numbers (Huang et al. 2022, JMLR 23(274), ``dqn.py``). Unlike both it
     updates at every step and lets the target network follow slowly, which needs no schedule."""

@@ -13,12 +13,12 @@ from bench import nets
 from bench.engine.agent import Agent, Group, Phase
 from bench.recipe import Problem, Published, Recipe
 from bench.recipes import sac
-from bench.recipes._common import distribution_mode, plain_table, transition_sampler
+from bench.recipes._common import MultiStep, distribution_mode, plain_table, transition_sampler
 from rlobj.edac import EDACLoss
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(MultiStep):
     """What EDAC and SAC-N share."""
 
     hidden: tuple[int, ...] = (256, 256, 256)

@@ -13,6 +13,7 @@ from bench.engine.agent import Agent, Group, Phase, Policy
 from bench.errors import ConfigError
 from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import (
+    MultiStep,
     cosine,
     distribution_mode,
     episode_returns,
@@ -23,7 +24,7 @@ from rlobj import IQLLoss, LossModule
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(MultiStep):
     """What IQL shares with its descendants."""
 
     hidden: tuple[int, ...] = (256, 256)

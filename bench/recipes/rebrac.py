@@ -12,6 +12,7 @@ from bench import nets
 from bench.engine.agent import Agent
 from bench.recipe import Problem, Published, Recipe
 from bench.recipes._common import (
+    MultiStep,
     delayed_actor,
     next_actions,
     scaled_table,
@@ -23,7 +24,7 @@ from rlobj.rebrac import ReBRACLoss
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Tarasov et al. 2023 (arXiv:2305.09836), appendix B. The two penalties differ per dataset."""
 
     hidden: tuple[int, ...] = (256, 256, 256)

@@ -12,12 +12,12 @@ from torch import Tensor
 from bench import nets
 from bench.engine.agent import Agent, Group, Phase, Policy
 from bench.recipe import Explore, Problem, Recipe
-from bench.recipes._common import distribution_mode, plain_table, transition_sampler
+from bench.recipes._common import MultiStep, distribution_mode, plain_table, transition_sampler
 from rlobj import LossModule, SACLoss, noise
 
 
 @dataclass(frozen=True)
-class Base:
+class Base(MultiStep):
     """What SAC has on data and in an environment."""
 
     hidden: tuple[int, ...] = (256, 256)

@@ -13,6 +13,7 @@ from bench import nets
 from bench.engine.agent import Agent
 from bench.recipe import Explore, Problem, Recipe
 from bench.recipes._common import (
+    MultiStep,
     actor_output,
     delayed_actor,
     largest_action,
@@ -24,7 +25,7 @@ from rlobj import LossModule, TD3Loss
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Fujimoto et al. 2018 (arXiv:1802.09477), section 6.1, with sizes and rates of the authors'
     present code (sfujim/TD3); the paper has 400 and 300 units, batches of 100 and lr 1e-3."""
 

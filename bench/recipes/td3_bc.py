@@ -11,12 +11,18 @@ from torch import Tensor
 from bench import nets
 from bench.engine.agent import Agent
 from bench.recipe import Problem, Published, Recipe
-from bench.recipes._common import delayed_actor, plain_table, smoothing, transition_sampler
+from bench.recipes._common import (
+    MultiStep,
+    delayed_actor,
+    plain_table,
+    smoothing,
+    transition_sampler,
+)
 from rlobj import LossModule, TD3BCLoss
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(MultiStep):
     """Fujimoto & Gu 2021 (arXiv:2106.06860), table 3 and the authors' code (sfujim/TD3_BC)."""
 
     hidden: tuple[int, ...] = (256, 256)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from tests.bench.trained_runs import Factory
+
 
 def make_transitions(episodes: int = 12, length: int = 9, obs: int = 3, act: int = 2) -> TensorDict:
     """Synthetic continuous-control data in the loaders' layout: the last episode is truncated and
@@ -58,3 +60,9 @@ def dataset() -> SimpleNamespace:
         env_id=None,
         unit="return",
     )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Factory:
+    """Small finished runs by algorithm, each made by the first test that asks for it."""
+    return Factory(tmp_path_factory.mktemp("trained"))

@@ -3,10 +3,13 @@
 # ruff: noqa: F811 (fixtures)
 
 import json
+import zipfile
 
 import pytest
+import requests
 
 from bench.data import export_minari, hub, load, names
+from bench.data.fetch import new_session
 from bench.data.lockfile import locked
 from bench.errors import ConfigError, DataError
 from tests.bench.data_files import columns, write
@@ -171,6 +174,73 @@ def test_the_token_goes_to_the_hub_only(root, server, monkeypatch):
         run(MINARI)
         assert all(seen.get("Authorization") == "Bearer hf_x" for seen in server.seen)
         assert [seen.get("Authorization") for seen in store.seen] == [None]
+
+
+@pytest.mark.parametrize("way", ["mirror", "unencrypted", "port"])
+def test_the_token_goes_nowhere_else(root, server, monkeypatch, way):
+    """Catches: a secret of one server told to another, in the clear, or to another port of the
+    same host that the Hub redirects to."""
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setenv("NO_PROXY", "*")
+    files = minari_files()
+    with running() as other:
+        add_hub_set(other, MINARI, files)
+        if way == "mirror":
+            run(MINARI, mirror=other.url)
+        elif way == "unencrypted":
+            monkeypatch.setattr(hub, "THIS_MACHINE", ())
+            monkeypatch.setenv("HF_ENDPOINT", other.url)
+            run(MINARI)
+        else:
+            add_hub_set(server, MINARI, files)
+            path = next(p for p in server.files if p.endswith("main_data.hdf5"))
+            server.script[path] = [Step(location=f"{other.url}{path}")]
+            run(MINARI)
+        assert other.seen and not [s for s in other.seen if "Authorization" in s]
+    assert load(MINARI).stats["transitions"] == 10
+
+
+@pytest.mark.parametrize(
+    ("home", "address", "sent"),
+    [
+        ("https://huggingface.co", "https://huggingface.co/api/x", True),
+        ("https://huggingface.co", "https://huggingface.co:443/api/x", True),
+        ("https://huggingface.co", "http://huggingface.co/api/x", False),
+        ("https://huggingface.co", "https://huggingface.co.evil.test/x", False),
+        ("https://huggingface.co", "https://huggingface.co@evil.test/x", False),
+        ("https://hub.test", "https://huggingface.co/x", False),
+        ("http://hub.test", "http://hub.test/x", False),
+        ("http://localhost:1", "http://localhost:1/x", True),
+        ("http://localhost:1", "http://localhost:2/x", False),
+    ],
+)
+def test_where_the_token_goes(monkeypatch, home, address, sent):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setenv("HF_ENDPOINT", home)
+    with new_session() as session:
+        hub.authorise(session)
+        asked = session.prepare_request(requests.Request("GET", address))
+    assert asked.headers.get("Authorization") == ("Bearer hf_x" if sent else None)
+
+
+def test_a_set_that_could_not_be_read_is_not_downloaded(root, server, tmp_path):
+    """Catches: gigabytes that arrive before the refusal; parts that stay; the refusal of an archive
+    after it took the place of a set."""
+    files = minari_files()
+    metadata = json.loads(files["data/metadata.json"]) | {"data_format": "arrow"}
+    files["data/metadata.json"] = json.dumps(metadata).encode()
+    add_hub_set(server, MINARI, files)
+    with pytest.raises(DataError, match=f"{MINARI}: data_format: is 'arrow'.*nothing else was"):
+        run(MINARI)
+    asked = [path for path, _ in server.asked if "/resolve/" in path]
+    assert [path.rpartition("/")[2] for path in asked] == ["metadata.json"]
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    with pytest.raises(DataError, match=r"a\.zip gave no dataset.*is 'arrow'"):
+        run(MINARI, origin=str(archive))
+    assert not folder(root).exists() and not parts(root) and MINARI not in locked()
 
 
 def test_another_owner_and_other_remotes(root, server, monkeypatch):

@@ -204,7 +204,7 @@ def folder(tmp_path, root):
 
 def test_other_data_formats(folder):
     edit_metadata(folder, data_format="arrow")
-    with pytest.raises(DataError, match="arrow is not supported"):
+    with pytest.raises(DataError, match="data_format: is 'arrow', and only 'hdf5'"):
         load("mine/small-v0")
 
 

@@ -3,6 +3,7 @@
 import io
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from random import Random
@@ -49,17 +50,25 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **facts) -> N
     archive.addfile(info, io.BytesIO(content))
 
 
-@pytest.mark.parametrize("prefix", ["", "./", "human-v2/", "D4RL/pen/human-v2/"])
+@pytest.mark.parametrize(
+    "prefix", ["", "./", "human-v2/", "D4RL/pen/human-v2/", "data/", "data/D4RL/data/human-v2/"]
+)
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_set_comes_out_of_an_archive(root, tmp_path, pack, prefix):  # noqa: F811
     if (pack, prefix) == (zipped, "./"):
         prefix = "set/"
-    files = {**FILES, "README.md": b"not needed"}
+    files = {**FILES, "README.md": b"not needed", "mydata/metadata.json": b"no set's"}
     run(MINARI, origin=str(pack(tmp_path / "archive", files, prefix)))
     assert load(MINARI).stats["transitions"] == 10 and not parts(root)
     found = {p.relative_to(folder(root)).as_posix() for p in folder(root).rglob("*.*")}
     assert found == set(FILES)
     assert {f.name for f in locked()[MINARI].files} == set(FILES)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:bz2", "w:xz"])
+def test_other_kinds_of_tar(root, tmp_path, mode):  # noqa: F811
+    run(MINARI, origin=str(tarred(tmp_path / "archive", FILES, "set/", mode)))
+    assert load(MINARI).stats["transitions"] == 10
 
 
 def test_an_archive_is_downloaded_and_held_to_the_lock_file(root, server, tmp_path):  # noqa: F811
@@ -139,7 +148,8 @@ def test_archives_that_are_none_or_hold_no_set(root, tmp_path):  # noqa: F811
     text = tmp_path / "text"
     text.write_text("hello")
     refused(root, text, "no zip or tar archive")
-    refused(root, zipped(tmp_path / "a.zip", {"data/x": b""}), "no Minari dataset")
+    refused(root, zipped(tmp_path / "a.zip", {"data/x": b""}), "no Minari dataset.*but 'data/x'")
+    refused(root, zipped(tmp_path / "n.zip", {}), "no Minari dataset.*but nothing|no zip or tar")
     two = {f"{k}/{n}": c for k in "ab" for n, c in FILES.items()}
     refused(root, zipped(tmp_path / "b.zip", two), "several datasets")
     twice = tmp_path / "c.tar"
@@ -147,6 +157,49 @@ def test_archives_that_are_none_or_hold_no_set(root, tmp_path):  # noqa: F811
         for name, content in [*FILES.items(), *FILES.items()]:
             add(archive, name, content)
     refused(root, twice, "twice")
+
+
+def long_header(path: Path, kind: bytes, mode: str) -> Path:
+    """A tar whose first entry says that what describes the next file is 64 MB long."""
+    with tarfile.open(path, mode) as archive:
+        info = tarfile.TarInfo("x")
+        info.type, info.size = kind, 64 << 20
+        archive.addfile(info, io.BytesIO(bytes(64 << 20)))
+        for name, content in FILES.items():
+            add(archive, name, content)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_headers_of_any_length(root, tmp_path, kind, mode):  # noqa: F811
+    """Catches: memory that grows with what a file says of itself."""
+    path = long_header(tmp_path / "a.tar", kind, mode)
+    tracemalloc.start()
+    try:
+        refused(root, path, r"says more than 4,194,304 bytes")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 40 << 20
+
+
+def test_a_list_of_files_of_any_length(root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(unpack, "HEADERS", 1 << 17)
+    names = {f"data/{'x' * 150}{i}": b"" for i in range(1000)}
+    refused(root, zipped(tmp_path / "a.zip", FILES | names), "says more than 131,072 bytes")
+
+
+def test_folders_count_as_files_do(root, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(unpack, "MANY_FILES", 20)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(30):
+            add(archive, f"folder{number}", type=tarfile.DIRTYPE)
+        for name, content in FILES.items():
+            add(archive, name, content)
+    refused(root, tmp_path / "a.tar", "more than 20 files")
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

@@ -31,7 +31,7 @@ def test_they_are_small() -> None:
 def test_each_loads_with_its_fingerprint(name: str) -> None:
     """`load` compares the fingerprint; a card without one would not be compared."""
     card = cards()[name]
-    assert len(card.fingerprint) == 64
+    assert len(card.fingerprint) == len(card.fingerprint_next) == 64
     dataset = load(name)
     assert dataset.unit == "normalized" and dataset.env_id == card.env_id
     assert dataset.transitions["valid_next"].all()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from bench import envs
+from bench.data import DataWarning, load
 from bench.data import envs as data_envs
 from bench.engine.evaluation import Setup
 from bench.envs.pixels import frames
@@ -15,6 +23,9 @@ from bench.envs.two_step import LAYOUT, Layout
 from bench.evaluate import Evaluator, make_env
 from bench.recipe import Problem
 from rlobj.specs import Bounded, Categorical
+from tests.bench.data_files import columns, write
+
+ROOT = Path(__file__).parents[2]
 
 
 def play(*actions: int) -> list[float]:
@@ -120,3 +131,68 @@ def test_evaluating_processes_learn_the_actions(discrete: bool) -> None:
     else:
         assert torch.equal(back.action.low, bounds.low)
         assert torch.equal(back.action.high, bounds.high)
+
+
+# --------------------------------------------------- what is wrong with others' environments
+
+
+def test_a_package_says_nothing_of_environments_that_nobody_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: other notices that go under with the one on Adroit."""
+
+    def chatty(name: str) -> ModuleType:
+        print("AdroitHandDoorDense-v1 ...", file=sys.stderr)
+        print("something else is broken", file=sys.stderr)
+        return import_module(name)
+
+    monkeypatch.setattr(envs.importlib, "import_module", chatty)
+    assert envs._imported("json") is json
+    assert capsys.readouterr().err == "something else is broken\n"
+
+
+def test_a_point_maze_is_made_in_silence() -> None:
+    pytest.importorskip("gymnasium_robotics", reason="the extra [robotics] is not installed")
+    code = "from bench.evaluate import make_env; make_env('PointMaze_UMaze-v3')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("env_id", "version", "wrong"),
+    [
+        ("AdroitHandDoor-v1", "1.2.0", False),
+        ("AdroitHandDoor-v1", "1.2.1", True),
+        ("AdroitHandHammer-v1", "1.3.1", True),
+        ("AdroitHandRelocate-v1", "1.4.2", True),
+        ("AdroitHandRelocate-v1", "1.4.3", False),
+        ("AdroitHandRelocate-v1", "1.10.0", False),
+        ("AdroitHandDoorSparse-v1", "1.4.2", False),
+        ("AdroitHandDoor-v2", "1.4.3", False),
+        ("AdroitHandPen-v1", "1.4.2", False),
+        ("Hopper-v5", "1.4.2", False),
+    ],
+)
+def test_which_environments_pay_with_the_wrong_sign(
+    env_id: str, version: str, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    found = envs.caution(env_id)
+    assert bool(found) == wrong and (version in found) == wrong
+
+
+def test_data_of_such_an_environment_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gymnasium_robotics", reason="the extra [robotics] is not installed")
+    monkeypatch.setattr(metadata, "version", lambda name: "1.4.2")
+    data = columns()
+    data = {k: np.zeros((len(v), 39), np.float32) if "observations" in k else v
+            for k, v in data.items()}  # fmt: skip
+    data["actions"] = np.zeros((len(data["rewards"]), 28), np.float32)
+    for task, said in (("Door", 1), ("DoorSparse", 0)):
+        file = write(tmp_path / f"{task}.hdf5", data, {"env_id": f"AdroitHand{task}-v1"})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            assert load(str(file)).env_id == f"AdroitHand{task}-v1"
+        assert sum("which D4RL charges" in str(w.message) for w in caught) == said

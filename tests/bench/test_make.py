@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,13 @@ import pytest
 import torch
 
 from bench.cli import main
-from bench.data import cards, data_root, load
-from bench.data.build import Make, make_dataset, training_folder
+from bench.data import load
+from bench.data.build import Make, make_dataset
 from bench.data.card import Card
 from bench.data.levels import Wish, card_of, choose
+from bench.data.training import training_folder
 from bench.engine import cpu
-from bench.errors import ConfigError, DataError
+from bench.errors import ConfigError
 from bench.online.collect import Collection
 from bench.recipe import load_recipe
 from tests.bench.runs import environment
@@ -243,6 +243,9 @@ def test_a_dataset_of_any_environment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert bench_data(*words, "--force") == 0
 
 
+REPLAY = ["--env-id", "Pendulum-v1", "--kind", "replay", "--to", "x.hdf5"]
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -252,11 +255,22 @@ def test_a_dataset_of_any_environment(tmp_path: Path, capsys: pytest.CaptureFixt
         (["lite/pendulum/random-v0", "--kind", "random"], "give ids"),
         ([], "give ids"),
         (["lite/pendulum/random-v0", "--seed", "5"], "--seed: lite/pendulum/random-v0 is made as"),
-        (["a", "--env-id", "Pendulum-v1", "--kind", "random", "--to", "x"], "leave out the ids a"),
-        (["--env-id", "Pendulun-v1", "--kind", "random", "--to", "x"], "did you mean Pendulum-v1"),
-        (["--env-id", "Pendulum-v1", "--kind", "waypoints", "--to", "x"], "PointMaze"),
-        (["--env-id", "Pendulum-v1", "--kind", "replay", "--to", "x", "--set", "lr"], "key=value"),
-        (["--env-id", "Pendulum-v1", "--kind", "replay", "--to", "x", "--set", "l=1"], "lr"),
+        (
+            ["a", "--env-id", "Pendulum-v1", "--kind", "random", "--to", "x.hdf5"],
+            "leave out the ids a",
+        ),
+        (
+            ["--env-id", "Pendulun-v1", "--kind", "random", "--to", "x.hdf5"],
+            "did you mean Pendulum-v1",
+        ),
+        (["--env-id", "Pendulum-v1", "--kind", "waypoints", "--to", "x.hdf5"], "PointMaze"),
+        (
+            ["--env-id", "Pendulum-v1", "--kind", "random", "--to", "x.npz"],
+            "end it in .hdf5 or .h5",
+        ),
+        (["--env-id", "Pendulum-v1", "--kind", "random", "--to", "x"], "end it in .hdf5 or .h5"),
+        ([*REPLAY, "--set", "lr"], "key=value"),
+        ([*REPLAY, "--set", "l=1"], "lr"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(
@@ -267,37 +281,6 @@ def test_what_cannot_be_made_is_one_line(
     error = capsys.readouterr().err.strip()
     assert text in error and len(error.splitlines()) == 1
     assert not list(tmp_path.rglob("*.hdf5"))
-
-
-def test_a_set_that_is_not_in_git(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Catches: a card without a file that cannot be listed, made, or loaded by its id afterwards;
-    a fingerprint of another machine that would forbid to use it."""
-    root = tmp_path / "datasets"
-    (root / "cards").mkdir(parents=True)
-    facts = 'env_id = "Pendulum-v1"\nfamily = "pendulum"\nlicence = "MIT"\ndescription = "x"\n'
-    make = '[{0}.recipe.make]\nkind = "random"\ntransitions = 300\nfingerprint = "abc"\n'
-    make += "return_mean = {1}\ntolerance = 900\n"
-    text = "".join(f"[{n}]\n{facts}{make.format(n, r)}" for n, r in (('"toy/a"', -1200),
-                                                                     ('"toy/far"', 0)))  # fmt: skip
-    text += f'["toy/both"]\n{facts}combine = ["toy/a", "toy/a"]\n'
-    (root / "cards" / "toy.toml").write_text(text)
-    shutil.copy(data_root() / "cards" / "reference_scores.csv", root / "cards")
-    monkeypatch.setenv("BENCH_DATASETS", str(root))
-    with pytest.raises(DataError, match="run: bench data make toy/a"):
-        load("toy/a")
-    assert bench_data("list") == 0
-    assert capsys.readouterr().out.count("bench data make\n") == 3
-    assert bench_data("make", "toy/a") == 0 and bench_data("make", "toy/far") == 1
-    assert "within the tolerance of 900" in capsys.readouterr().out
-    assert cards()["toy/a"].path == root / "cache" / "made" / "toy-a.hdf5"
-    assert load("toy/a").stats["transitions"] == 300
-    assert load("toy/both").stats["transitions"] == 600
-    mended = text.replace('"abc"', f'"{load("toy/a").fingerprint}"')
-    (root / "cards" / "toy.toml").write_text(mended)
-    assert bench_data("make", "toy/far") == 0
-    assert "bit-equal to the card" in capsys.readouterr().out
 
 
 def test_combine_names_its_parts(tmp_path: Path) -> None:

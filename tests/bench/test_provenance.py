@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from bench import plan
 from bench.data import load
 from bench.engine.cell import Cell
+from bench.errors import RunError
 from bench.plan import Plan, Request, make_plan
 from bench.provenance import ROOT, code_fingerprint, spell_commit
 from tests.bench.runs import pendulum_file
@@ -157,6 +160,26 @@ def test_other_code_is_said_and_written_down(
     for today, other in ("ab", "ba"):  # each has trained a part of it
         (note,) = planned(monkeypatch, data, tmp_path, today, steps=20).notes
         assert f"commit {other * 10}" in note
+
+
+def test_other_next_observations_are_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: results of one file under the name of another, which differs only where neither the
+    fingerprint nor the hash of a run looks; runs from before that are not found any more."""
+    own = shutil.copy(data, tmp_path / "own.hdf5")
+    config = train(own, planned(monkeypatch, own, tmp_path / "out", "a"))
+    assert config["data"]["fingerprint_next"] == load(str(own)).fingerprint_next
+    with h5py.File(own, "r+") as file:
+        file["final_observations"][-1, 0] += 1
+    for steps in (10, 20):  # finished, and to be gone on with
+        with pytest.raises(RunError, match=r"config\.json: data: fingerprint_next is .*restore"):
+            planned(monkeypatch, own, tmp_path / "out", "a", steps=steps)
+    for file in (tmp_path / "out").rglob("config.json"):
+        older = json.loads(file.read_text())
+        del older["data"]["fingerprint_next"]
+        file.write_text(json.dumps(older))
+    assert planned(monkeypatch, own, tmp_path / "out", "a").tasks == ()
 
 
 def test_a_run_without_a_durable_step_starts_anew_without_a_word(

@@ -56,6 +56,15 @@ def test_the_unit_chooses_the_column(tmp_path):
     assert (a.dataset_return, b.dataset_return) == (46.0, 460.0)
 
 
+@pytest.mark.parametrize(("noted", "expected"), [(230.0, 23.0), (None, None)])
+def test_the_dataset_itself_is_what_its_behaviour_returns(tmp_path, noted, expected):
+    """Catches: the return of the data's episodes where the run notes what an evaluation gives."""
+    data = {"fingerprint": "a", "stats": {"return_mean": 460.0}, "behaviour_return": noted}
+    make_run(tmp_path, data=data)
+    (run,) = collect(tmp_path).runs
+    assert run.dataset_return == expected
+
+
 def test_a_run_without_evaluations_has_no_numbers(tmp_path):
     make_run(tmp_path, finals=None, state="running")
     (run,) = collect(tmp_path).runs

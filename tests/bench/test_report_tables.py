@@ -41,7 +41,7 @@ def test_markdown_is_exactly_this(small):
         "| IQL | 0.0<br>1/2 seeds: 1 diverged, n=1, no interval, survivors only: no rank | "
         "−30.0<br>n=1, no interval, rank 1 of 1 |",
         "| TD3+BC | **50.0 ± 5.0**<br>n=3, rank 1 of 2, 1 without a rank |  |",
-        "| *dataset (mean return of its episodes)* | 46.0 | 460.0 |",
+        "| *dataset (mean return of its behaviour)* | 46.0 | 460.0 |",
     ]
     said = lines[7]
     assert "mean ± 95 % interval (Student's t) from three seeds on" in said
@@ -64,7 +64,7 @@ def test_latex_is_exactly_this(small):
         r"TD3+BC & \textbf{50.0 $\pm$ 5.0} {\scriptsize (n=3, rank 1 of 2, 1 without a rank)} "
         r"&  \\",
         r"\midrule",
-        r"\emph{dataset (mean return of its episodes)} & 46.0 & 460.0 \\",
+        r"\emph{dataset (mean return of its behaviour)} & 46.0 & 460.0 \\",
     ]
 
 

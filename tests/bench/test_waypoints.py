@@ -64,25 +64,31 @@ def test_only_point_mazes_have_waypoints() -> None:
         waypoint_play("Pendulum-v1", 10, 0)
 
 
+MAZES = [n for n, card in cards().items() if card.family == "maze2d" and not card.not_evaluated]
+
+
 @pytest.mark.slow
-def test_the_references_of_the_card() -> None:
-    """Mean returns of 100 evaluation episodes: uniform actions, the controller without noise."""
+@pytest.mark.parametrize("name", MAZES)
+def test_the_references_of_the_cards(name: str) -> None:
+    """Mean returns of 100 evaluation episodes: uniform actions, the controller without noise, and
+    as it made the data."""
     pytest.importorskip("gymnasium_robotics", reason="the extra [robotics] is not installed")
-    env, returns = make_env(ENV), np.zeros((2, 100))
+    card = cards()[name]
+    env, returns = make_env(card.env_id, card.horizon), np.zeros((3, 100))
     for episode in range(100):
         start = stream_seed(0, 2, episode)
-        for row in (0, 1):
+        for row, noise in enumerate((None, 0.0, 0.5)):
             rng, ended = np.random.default_rng(start), False
             observation, _ = env.reset(seed=start % 2**31)
-            controller = Controller(env.unwrapped.maze, noise=0.0)
+            controller = Controller(env.unwrapped.maze, noise or 0.0)
             controller.plan(observation[4:6], env.unwrapped.goal)
             while not ended:
                 uniform = 2 * rng.random(2) - 1
-                action = controller.act(observation, rng) if row else uniform
+                action = uniform if noise is None else controller.act(observation, rng)
                 observation, reward, _, ended, _ = env.step(action)
                 returns[row, episode] += reward
-    reference = cards()["lite/pointmaze/umaze-v0"].reference
-    assert reference is not None
-    found = (reference.random, reference.expert)
+    ends, behaviour = card.reference, card.behaviour
+    assert ends is not None and behaviour is not None
+    found = (ends.random, ends.expert, behaviour.mean_return)
     assert returns.mean(1) == pytest.approx(found, abs=0.06)
-    assert (returns[1] > 0).all()
+    assert (returns[1:] > 0).all()
