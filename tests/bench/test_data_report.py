@@ -110,9 +110,10 @@ def test_published_sets_are_listed_when_asked_for(monkeypatch, tmp_path, capsys)
     assert bench("list", "lite/pendulum/*", "D4RL/*", "mujoco/hopper/*") == 0
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if line.startswith("mujoco/hopper/expert-v0"))
-    assert row.split()[1:] == ["Hopper-v5", "999,164", "1,086", "-", "-", "unknown",
+    assert row.split()[1:] == ["Hopper-v5", "999,164", "1,086", "-", "-", "not", "stated",
                                "bench", "data", "get"]  # fmt: skip
-    assert "FrankaKitchen-v1 (no evaluation)" in shown
+    assert "MiniGrid-FourRooms-v0 (no evaluation)" in shown
+    assert "bench/FrankaKitchen-mixed-v1 " in shown and "mixed-v1 (no" not in shown
     monkeypatch.setattr("bench.data.listing.names", lambda: [card.id for card in absent])
     assert bench("list") == 0
     shown = capsys.readouterr().out
