@@ -48,7 +48,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|enum|numpy|pathlib|tensordict|torch|typing)\..*"),
     (
         "py:class",
-        r"nn\.Module|Coeff|InteractionType|NestedKey|Options|Path|Tensor",
+        r"(nn\.Module|Coeff|InteractionType|NestedKey|Options|Path|Tensor|TensorDict)"
+        r"|ActionSpec|Behaviour|Offline|envs\.EnvInfo",
     ),  # annotations as written
     ("py:class", r"bench\..*|rlobj\._networks\.Networks"),  # types of inner workings
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,81 +13,87 @@ from bench.perf.protocol import Program, Unavailable, serve
 from bench.perf.work import Work, arrays, check_device, program
 
 WIDE = (256, 256, 256)
-Configs = dict[str, Callable[[], Any]]
+Options = dict[str, Any]
 
 
-def rates(actor: float, critic: float = 3e-4) -> dict[str, float]:
+def rates(actor: float, critic: float = 3e-4) -> Options:
     return {"actor_learning_rate": actor, "critic_learning_rate": critic}
 
 
-def nets(*hidden: int, norm: bool = False) -> dict[str, Any]:
-    """``norm``: the critics' layers end in a LayerNorm."""
+def encoder(*hidden: int, **more: bool) -> Any:
     from d3rlpy.models import VectorEncoderFactory  # type: ignore[import-not-found]
 
-    kinds = {"actor": False, "critic": norm}
+    return VectorEncoderFactory(list(hidden), **more)
+
+
+def nets(*hidden: int, norm: bool = False) -> Options:
+    """``norm``: the critics' layers end in a LayerNorm."""
     return {
-        f"{net}_encoder_factory": VectorEncoderFactory(list(hidden), use_layer_norm=normed)
-        for net, normed in kinds.items()
+        "actor_encoder_factory": encoder(*hidden),
+        "critic_encoder_factory": encoder(*hidden, use_layer_norm=norm),
     }
 
 
-def continuous(batch: int) -> Configs:
-    """The recipes' hyper-parameters where d3rlpy's defaults differ."""
-    from d3rlpy import algos  # type: ignore[import-not-found]
+def one(lr: float, *hidden: int) -> Options:
+    """Of an algorithm with a single network."""
+    return {"learning_rate": lr, "encoder_factory": encoder(*hidden)}
 
-    penalised = {"batch_size": batch, "alpha_learning_rate": 0.0, **nets(*WIDE)}  # no Lagrange
-    bc = partial(algos.BCConfig, batch_size=batch, learning_rate=3e-4)
+
+def penalised() -> Options:
+    return {"alpha_learning_rate": 0.0, **nets(*WIDE)}  # no Lagrange multiplier
+
+
+def small_and_clipped() -> Options:
+    from d3rlpy import optimizers  # type: ignore[import-not-found]
+
+    warmup = optimizers.WarmupSchedulerFactory(10_000)
+    adam = {"weight_decay": 1e-4, "clip_grad_norm": 0.25, "lr_scheduler_factory": warmup}
     return {
-        "bc": bc,
-        "bc10": bc,  # of other rows
-        "td3": partial(algos.TD3Config, batch_size=batch),
-        "td3_bc": partial(algos.TD3PlusBCConfig, batch_size=batch),
-        "rebrac": partial(
-            algos.ReBRACConfig, batch_size=batch, **rates(3e-4), **nets(*WIDE, norm=True)
-        ),
-        "ddpg": partial(
-            algos.DDPGConfig, batch_size=batch, tau=1e-3, **rates(1e-4, 1e-3), **nets(400, 300)
-        ),
-        "iql": partial(algos.IQLConfig, batch_size=batch),
-        "awac": partial(algos.AWACConfig, batch_size=batch, lam=0.3333, **nets(*WIDE)),
-        "sac": partial(algos.SACConfig, batch_size=batch),
-        "sac_n": partial(algos.SACConfig, batch_size=batch, n_critics=10, **nets(*WIDE)),
-        "cql": partial(
-            algos.CQLConfig,
-            conservative_weight=10.0,
-            temp_learning_rate=3e-5,
+        "context_size": 20,
+        "max_timestep": 1000,
+        "encoder_factory": encoder(128, exclude_last_activation=True),
+        "optim_factory": optimizers.GPTAdamWFactory(**adam),
+    }
+
+
+# the recipes' hyper-parameters where d3rlpy's defaults differ; where actions are numbered, its
+# target network is a copy made now and then
+CONFIGS: dict[str, tuple[str, Callable[[], Options]]] = {
+    "bc": ("BC", lambda: {"learning_rate": 3e-4}),
+    "bc10": ("BC", lambda: {"learning_rate": 3e-4}),  # of other rows
+    "td3": ("TD3", dict),
+    "td3_bc": ("TD3PlusBC", dict),
+    "rebrac": ("ReBRAC", lambda: {**rates(3e-4), **nets(*WIDE, norm=True)}),
+    "ddpg": ("DDPG", lambda: {"tau": 1e-3, **rates(1e-4, 1e-3), **nets(400, 300)}),
+    "iql": ("IQL", dict),
+    "awac": ("AWAC", lambda: {"lam": 0.3333, **nets(*WIDE)}),
+    "sac": ("SAC", dict),
+    "sac_n": ("SAC", lambda: {"n_critics": 10, **nets(*WIDE)}),
+    "cql": (
+        "CQL",
+        lambda: {
+            "conservative_weight": 10.0,
+            "temp_learning_rate": 3e-5,
             **rates(3e-5),
-            **penalised,
-        ),
-        "cal_ql": partial(algos.CalQLConfig, max_q_backup=True, **rates(1e-4), **penalised),
-    }
+            **penalised(),
+        },
+    ),
+    "cal_ql": ("CalQL", lambda: {"max_q_backup": True, **rates(1e-4), **penalised()}),
+    "dqn": ("DQN", lambda: one(2.5e-4, 120, 84)),
+    "discrete_cql": ("DiscreteCQL", lambda: one(3e-4, 256, 256)),
+    "discrete_sac": ("DiscreteSAC", dict),
+    "dt": ("DecisionTransformer", small_and_clipped),
+}
 
 
-def others(batch: int) -> Configs:
-    """For numbered actions, where its target network is a copy made now and then; on sequences."""
-    from d3rlpy import algos, models, optimizers
+def config(work: Work) -> Any:
+    """Raises Unavailable where d3rlpy has no such algorithm."""
+    if work.algorithm not in CONFIGS:
+        raise Unavailable("d3rlpy does not have it")
+    from d3rlpy import algos
 
-    def one(cls: Any, *hidden: int, lr: float) -> Callable[[], Any]:
-        encoder = models.VectorEncoderFactory(list(hidden))
-        return partial(cls, batch_size=batch, learning_rate=lr, encoder_factory=encoder)
-
-    return {
-        "dqn": one(algos.DQNConfig, 120, 84, lr=2.5e-4),
-        "discrete_cql": one(algos.DiscreteCQLConfig, 256, 256, lr=3e-4),
-        "discrete_sac": partial(algos.DiscreteSACConfig, batch_size=batch),
-        "dt": partial(
-            algos.DecisionTransformerConfig,
-            batch_size=batch,
-            context_size=20,
-            max_timestep=1000,
-            encoder_factory=models.VectorEncoderFactory([128], exclude_last_activation=True),
-            optim_factory=optimizers.GPTAdamWFactory(
-                weight_decay=1e-4,
-                clip_grad_norm=0.25,
-                lr_scheduler_factory=optimizers.WarmupSchedulerFactory(10_000),
-            ),
-        ),
-    }
+    name, options = CONFIGS[work.algorithm]
+    return getattr(algos, f"{name}Config")(batch_size=work.batch, **options())
 
 
 def dataset(work: Work) -> Any:
@@ -110,10 +115,8 @@ def build(request: dict[str, Any]) -> Program:
     work = Work(**request)
     work.only_one_seed()
     check_device(work.device)
-    known = {**continuous(work.batch), **others(work.batch)}
-    if work.algorithm not in known:
-        raise Unavailable("d3rlpy does not have it")
-    chosen, buffer = known[work.algorithm](), dataset(work)
+    chosen = config(work)
+    buffer = dataset(work)
     algorithm = chosen.create(device=work.device)
     algorithm.build_with_dataset(buffer)
     sequence = work.algorithm == "dt"

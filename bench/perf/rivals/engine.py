@@ -85,12 +85,12 @@ def trainer(work: Work, *, metrics: bool = True) -> Trainer:
     return made
 
 
-def without_metrics(work: Work, updates: int) -> dict[str, float]:
+def without_metrics(work: Work) -> dict[str, float]:
     """Counts of a second program, which logs nothing but its losses."""
     plain = trainer(dataclasses.replace(work, rows=2 * EPISODE), metrics=False)
     for _ in range(DELAY):  # the first ones also reserve what the optimizers keep
         plain.update()
-    return count(plain.update, updates)
+    return count(plain.update, DELAY)
 
 
 def build(request: dict[str, Any]) -> Program:
@@ -111,7 +111,7 @@ def build(request: dict[str, Any]) -> Program:
         return built.step - before
 
     found = program(work, built.update, weights, ("tensordict",))
-    counters = {**found.counters, "without_metrics": lambda n: without_metrics(work, n)}
+    counters = {**found.counters, "without_metrics": lambda _: without_metrics(work)}
     counted = max(DELAY, built.noise.size)  # noise is drawn a block of updates ahead
     return dataclasses.replace(found, counters=counters, block=block, counted=counted)
 
