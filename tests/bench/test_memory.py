@@ -26,6 +26,8 @@ from bench.engine.stream import Streamed
 from bench.engine.task import Task
 from bench.errors import OutOfMemory
 from bench.plan import Request, make_plan, misfit
+from bench.recipe import load_recipe
+from bench.recipes import recipe_names
 from bench.store import RunFolder
 from tests.bench.runs import bench, pendulum_file, results, small_run
 from tests.bench.test_engine import SMALL, Setup
