@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Layout:
 
     def _weights(self, like: Tensor) -> Tensor:
         powers = [self.actions**i for i in reversed(range(self.agents))]
-        return like.new_tensor(powers).long()
+        return torch.tensor(powers, device=like.device)
 
 
 LAYOUT = Layout(agents=2, observation=5, state=3, actions=2)

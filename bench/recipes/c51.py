@@ -34,7 +34,7 @@ def terms(loss: LossModule, batch: TensorDictBase) -> Mapping[str, Tensor]:
 
 def build(hp: Hyper, problem: Problem) -> Agent:
     net = nets.mlp(problem.observation, (hp.atoms, problem.n_actions), hp.hidden)
-    support = torch.linspace(hp.v_min, hp.v_max, hp.atoms)
+    support = torch.linspace(hp.v_min, hp.v_max, hp.atoms, device="cpu")  # its values are checked
     actor = DistributionalQValueActor(net, support, action_space="categorical")
     loss = DistributionalDQNLoss(actor, gamma=hp.gamma)
     return dqn.agent(loss, hp, terms)

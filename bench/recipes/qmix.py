@@ -110,8 +110,8 @@ def _mixer(hp: Hyper, layout: Layout) -> TensorDictModule:
     value, total = ("agents", "chosen_action_value"), "chosen_action_value"
     if hp.mixer != "qmix":  # the sum over an agent that is alone is itself
         agents = 1 if hp.mixer == "none" else layout.agents
-        return TensorDictModule(VDNMixer(agents, "cpu"), in_keys=[value], out_keys=[total])
-    net = QMixer((layout.state,), hp.mixing, layout.agents, "cpu")
+        return TensorDictModule(VDNMixer(agents, None), in_keys=[value], out_keys=[total])
+    net = QMixer((layout.state,), hp.mixing, layout.agents, None)
     return TensorDictModule(net, in_keys=[value, "state"], out_keys=[total])
 
 

@@ -35,7 +35,7 @@ from tests.bench.test_engine import SMALL, Setup
 # ---------------------------------------------------------------------------- the estimate
 
 
-@pytest.mark.parametrize("name", ["bc", "iql", "cql", "dt", "discrete_sac", "kl_ppo", "dreamer"])
+@pytest.mark.parametrize("name", sorted(SMALL))
 def test_the_estimate_is_what_a_trainer_holds(name: str, dataset: SimpleNamespace) -> None:
     """Catches: anything forgotten or counted twice, seeds left out, a recipe that cannot be built
     without memory."""
