@@ -173,9 +173,9 @@ def project_distribution(probs: Tensor, returns: Tensor, support: Tensor) -> Ten
     position = (clipped - low) / (high - low) * (atoms - 1)  # counted in atoms
     below = position.nan_to_num().floor().clamp(max=atoms - 2)
     share, index = position - below, below.long()  # a nan is an atom, with a share of nan
-    mass = probs.new_zeros(*probs.shape[:-1], atoms)
-    mass = mass.scatter_add(-1, index, probs * (1 - share))
-    return mass.scatter_add(-1, index + 1, probs * share)
+    near, far = probs * (1 - share), probs * share  # rewards may be of another type
+    mass = near.new_zeros(*near.shape[:-1], atoms).scatter_add(-1, index, near)
+    return mass.scatter_add(-1, index + 1, far)
 
 
 class DistributionalDQNLoss(QValueLoss):

@@ -38,6 +38,7 @@ _SIZES = (
     "length",
     "horizon",
     "num_random",
+    "critics",
 )  # what memory grows by
 _WORDS = ("out of memory", "can't allocate memory", "DefaultCPUAllocator", "ALLOC_FAILED")
 

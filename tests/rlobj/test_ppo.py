@@ -334,3 +334,20 @@ def test_a_recorded_log_probability_with_another_axis_is_refused(cls: type) -> N
     data.set(key, data.get(key).unsqueeze(-1))
     with pytest.raises(ValueError, match="would broadcast"):
         loss(data)
+
+
+def test_v_trace_weighs_by_the_policy_of_now() -> None:
+    """Catches: ratios of the delayed actor, which ``delay_actor`` keeps for the loss."""
+
+    def advantages(delay: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        loss = ClipPPOLoss(on_policy.actor(), on_policy.critic(), delay_actor=delay)
+        loss.make_value_estimator("vtrace", gamma=0.9)
+        for weight in loss.actor_network_params.values(True, True):
+            weight.data.mul_(1.5).add_(0.1)
+        data = on_policy.batch(n=6).unsqueeze(0)
+        params = (loss.critic_network_params, loss.target_critic_network_params)
+        loss.value_estimator(data, params=params[0], target_params=params[1])
+        return data["advantage"]
+
+    assert torch.equal(advantages(True), advantages(False))
