@@ -24,7 +24,7 @@ share of this machine's own matrix-product peak, operations launched per step, p
 Compare numbers of one run only: how fast a machine is changes by the minute. Other work on the
 machine makes every program slower; ratios suffer less."""
 _EXAMPLES = """examples:
-  bench perf                                  every algorithm, about half an hour
+  bench perf                                  every algorithm, about 25 minutes
   bench perf --algo td3_bc iql --rivals bare  two algorithms, against the hand-written loop
   bench perf --install                        build the rivals' environments first (make perf)
   bench perf --device cuda --seeds 1 8 64     how many seeds a GPU trains at once
@@ -48,14 +48,14 @@ def register(commands: Any) -> None:
         help=f"names or globs; there are {', '.join(recipe_names())} (default: all)",
     )
     parser.add_argument(
-        "--rounds", type=_whole, default=5, metavar="N", help="turns of every program (default: 5)"
+        "--rounds", type=_whole, default=3, metavar="N", help="turns of every program (default: 3)"
     )
     parser.add_argument(
         "--seconds",
         type=_positive,
-        default=4.0,
+        default=2.0,
         metavar="S",
-        help="of one turn: CPU seconds, on a GPU seconds (default: 4)",
+        help="of one turn: CPU seconds, on a GPU seconds (default: 2); a step may take longer",
     )
     parser.add_argument(
         "--seeds",

@@ -30,8 +30,8 @@ Say = Callable[[str], None]
 class Settings:
     """Of one measurement. ``warm`` are seconds that every program runs before the first round."""
 
-    rounds: int = 5
-    seconds: float = 4.0
+    rounds: int = 3
+    seconds: float = 2.0
     rows: int = 1_000_000
     device: str = "cpu"
     warm: float = 0.5

@@ -55,7 +55,7 @@ class Program:
     synchronize: Callable[[], None] = nothing
     device_memory: Callable[[], int] | None = None
     block: Callable[[], int] | None = None
-    counted: int = 4
+    counted: int = 2
 
 
 def serve(build: Callable[[dict[str, Any]], Program]) -> int:
